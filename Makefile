@@ -1,0 +1,32 @@
+# Each target does all its own set-up: a virtual environment in .venv with the pinned packages of constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+
+.PHONY: train test setup bench lint
+
+train: $(READY)            ## train a small model on generated scenes and show what it learned
+	$(BIN)/torchrun --standalone train/main.py
+
+test: $(READY)             ## the whole test suite
+	$(BIN)/python -m pytest tests -q -n 2 --dist loadfile
+
+setup: $(READY)            ## only the environment
+
+bench: $(READY)            ## the benchmarks, against the peers that are installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only -q
+
+lint: $(READY)             ## style and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# open_clip_torch is a peer of the tests: they load single files of it, so its own requirements stay out.
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the packages of constraints.txt into $(VENV) (about a minute)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots,tensorboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt open_clip_torch
+	@touch $(READY)

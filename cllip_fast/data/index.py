@@ -1,0 +1,173 @@
+"""Finding the samples: shard names expanded, and the place of every image and record in them noted before the start."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from cllip_fast.data.shards import IMAGE_SUFFIXES, RECORD_SUFFIX, Member, ShardError, list_members, split_name
+from cllip_fast.errors import InputError
+
+_log = logging.getLogger("cllip_fast.data")
+_MAX_BRACES = 1_000_000
+
+
+class Fault(NamedTuple):
+    """Something that was left out: its kind, where it was, and what was wrong with it."""
+
+    kind: str
+    shard: str
+    key: str
+    detail: str
+
+
+class FaultCounter:
+    """Counts faults by kind and logs the first of each kind."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, faults: list[Fault]) -> None:
+        """Count `faults`; the first of each kind goes to the log as a warning."""
+        for fault in faults:
+            self.counts[fault.kind] += 1
+            if self.counts[fault.kind] == 1:
+                place = f"{fault.shard}: {fault.key}" if fault.key else fault.shard
+                _log.warning("skipped (%s) %s: %s; more of this kind are only counted", fault.kind, place, fault.detail)
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Every sample of a list of shards, in the shards' order.
+
+    Attributes:
+        shards: the readable tar files.
+        keys: the samples' keys, n of them.
+        places: int64 [n, 5]: shard number, offset and size of the image, offset and size of the record, in bytes.
+    """
+
+    shards: list[Path]
+    keys: list[str]
+    places: np.ndarray
+
+
+def expand_shards(spec: str | Path) -> list[Path]:
+    """The tar files that `spec` names, in order.
+
+    `spec` is a folder (its `*.tar`), a file, a pattern with `{0000..0012}`, `{a,b}` or `*`, or several of these joined
+    by `::`.
+
+    Raises:
+        InputError: a part names nothing, or a file that it names does not exist.
+    """
+    paths: list[Path] = []
+    for part in str(spec).split("::"):
+        if not part.strip():
+            raise InputError(f"shards {str(spec)!r} have an empty part, expected folders or tar files joined by '::'")
+        for name in _expand_braces(part):
+            paths.extend(_expand_one(name))
+    return paths
+
+
+def _expand_one(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+        if not found:
+            inside = sorted(folder.name for folder in path.iterdir() if any(folder.glob("*.tar")))
+            hint = f"; its folders {', '.join(inside)} do" if inside else ""
+            raise InputError(f"shards: folder {path} holds no *.tar file{hint}")
+        return found
+    if path.exists():
+        return [path]
+    found = sorted(Path(match) for match in glob.glob(str(path)))
+    if not found:
+        raise InputError(f"shards: {path} does not exist")
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Expand the first `{..}` or `{,}` and go on with the rest; `{00..12}` keeps its leading zeros."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    if match[3] is not None:
+        values = match[3].split(",")
+    else:
+        low, high = int(match[1]), int(match[2])
+        if not low <= high < low + _MAX_BRACES:
+            raise InputError(f"shards: range {match[0]} in {pattern!r} is empty or too long, expected low..high")
+        values = [f"{number:0{len(match[1])}d}" for number in range(low, high + 1)]
+    tails = _expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + value + tail for value in values for tail in tails]
+
+
+def index_shards(paths: list[Path], faults: FaultCounter) -> SampleIndex:
+    """Note where every sample lies; nothing is decoded. A progress bar appears if it takes more than two seconds.
+
+    Raises:
+        InputError: no shard can be read, or none holds a sample.
+    """
+    shards: list[Path] = []
+    keys: list[str] = []
+    places: list[np.ndarray] = []
+    unreadable: list[str] = []
+    for path in tqdm(paths, desc="indexing shards", unit=" shards", delay=2, leave=False):
+        try:
+            found, problems = _index_shard(path)
+        except ShardError as error:
+            unreadable.append(f"{path}: {error}")
+            faults.add([Fault("unreadable shard", str(path), "", str(error))])
+            continue
+        faults.add(problems)
+        if not found:
+            faults.add([Fault("empty shard", str(path), "", "it holds no image with a record")])
+            continue
+        keys.extend(found)
+        places.append(np.array([(len(shards), *place) for place in found.values()], dtype=np.int64))
+        shards.append(path)
+    if not keys:
+        if unreadable:
+            raise InputError(f"no shard can be read ({len(unreadable)} of {len(paths)}); first: {unreadable[0]}")
+        counts = ", ".join(f"{kind} {count}" for kind, count in faults.counts.items())
+        raise InputError(f"no sample in {len(paths)} shards, first {paths[0]}; left out: {counts}")
+    return SampleIndex(shards, keys, np.concatenate(places))
+
+
+def _index_shard(path: Path) -> tuple[dict[str, tuple[int, int, int, int]], list[Fault]]:
+    """The places of the complete samples of one shard by key, and what was left out."""
+    images: dict[str, Member] = {}
+    records: dict[str, Member] = {}
+    faults: list[Fault] = []
+    for member in list_members(path):
+        if member.problem is not None:
+            faults.append(Fault(member.problem, str(path), ascii(member.name), "such a member is never read"))
+            continue
+        key, suffix = split_name(member.name)
+        kind = images if suffix in IMAGE_SUFFIXES else records if suffix == RECORD_SUFFIX else None
+        if kind is None:
+            continue  # WebDataset shards may carry further files, such as key.txt
+        if key in kind:
+            faults.append(Fault("duplicate member", str(path), key, f"a second {suffix} for the same key"))
+        else:
+            kind[key] = member
+    faults += [
+        Fault("missing record", str(path), key, "an image without .json") for key in images.keys() - records.keys()
+    ]
+    faults += [
+        Fault("missing image", str(path), key, "a record without image") for key in records.keys() - images.keys()
+    ]
+    found = {
+        key: (image.offset, image.size, records[key].offset, records[key].size)
+        for key, image in images.items()
+        if key in records
+    }
+    return found, faults

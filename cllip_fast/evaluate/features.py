@@ -1,0 +1,141 @@
+"""One pass over a split: every image is encoded once, and what the metrics need of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cllip_fast.data.batch import Batch
+from cllip_fast.errors import InputError
+from cllip_fast.evaluate.grounding import best_iou
+from cllip_fast.evaluate.pointing import hits, peak_points
+from cllip_fast.evaluate.texts import TextBook
+from cllip_fast.models.cllip import CllipModel
+
+
+@dataclass
+class SplitFeatures:
+    """N images, R regions, Q phrases asked of images; all on the CPU, features fp32 and of unit length.
+
+    Attributes:
+        image_features: [N, E].
+        caption_image, caption_text: [K] int64, one pair for each caption of each image; numbers of `captions`.
+        region_features: [R, E], from ground-truth boxes.
+        region_phrase: [R] int64, numbers of `phrases`.
+        iou: [Q], of the box predicted for a phrase; None for a model that cannot ground.
+        hit: [Q] bool, whether the phrase's text-patch map peaks on its object.
+        captions, phrases: the texts.
+    """
+
+    image_features: Tensor
+    caption_image: Tensor
+    caption_text: Tensor
+    region_features: Tensor
+    region_phrase: Tensor
+    iou: Tensor | None
+    hit: Tensor
+    captions: TextBook
+    phrases: TextBook
+
+
+def phrase_queries(region_phrase: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct phrases of each image: what grounding and pointing ask for.
+
+    Args:
+        region_phrase: [R] int64, the phrase number of each real region, image by image.
+        region_mask: [B, M] bool, R of them True.
+
+    Returns:
+        query_image [Q], query_phrase [Q], and for each region its query [R]; all int64, queries ordered by image.
+    """
+    region_image = region_mask.nonzero()[:, 0]
+    pairs, query_of_region = torch.stack([region_image, region_phrase], 1).unique(dim=0, return_inverse=True)
+    return pairs[:, 0], pairs[:, 1], query_of_region
+
+
+def place_in_image(image: Tensor, images: int) -> tuple[Tensor, int]:
+    """Queries [Q], each with the number of its image (ascending), as rows of a [images, K] table.
+
+    Returns:
+        the column [Q] of each query, counted from 0 within its image, and K, the most queries that an image has.
+    """
+    counts = torch.bincount(image, minlength=images)
+    first = counts.cumsum(0) - counts
+    return torch.arange(len(image), device=image.device) - first[image], int(counts.max())
+
+
+@torch.no_grad()
+def collect(
+    model: CllipModel,
+    batches: Iterable[Batch],
+    captions: TextBook,
+    phrases: TextBook,
+    *,
+    device: torch.device,
+    progress: bool = True,
+) -> SplitFeatures:
+    """Encode a split. `captions` and `phrases` number its texts, and may hold texts (class names) already.
+
+    Raises:
+        InputError: a batch whose phrases and region mask disagree.
+    """
+    can_ground, grid = model.prompter is not None, model.config.patch_grid
+    image_features, caption_image, caption_text = [], [], []
+    region_features, region_phrase, iou, hit = [], [], [], []
+    seen = 0
+    for batch in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=not progress):
+        batch = batch.to(device, non_blocking=True)
+        tokens = model.image_tokens(batch.images)
+        image_features.append(unit(model.pool_image(tokens)).cpu())
+        for texts in batch.captions:
+            caption_text.append(captions.number(texts))
+            caption_image.append(torch.full((len(texts),), seen))
+            seen += 1
+        numbers = phrases.number(phrase for texts in batch.phrases for phrase in texts)
+        mask = batch.region_mask
+        if len(numbers) != int(mask.sum()):
+            raise InputError(f"batch.phrases holds {len(numbers)} texts, expected {int(mask.sum())}, as in region_mask")
+        if len(numbers) == 0:
+            continue
+        region_phrase.append(numbers)
+        region_features.append(unit(model.encode_regions(tokens, batch.boxes)[mask]).cpu())
+
+        boxes = batch.boxes[mask].float()
+        image, phrase, query = phrase_queries(numbers.to(device), mask)
+        column, columns = place_in_image(image, len(batch))
+        texts = phrases.features()
+        asked = texts.new_zeros(len(batch), columns, texts.shape[1])
+        asked[image, column] = texts[phrase]
+        patches = unit(model.encode_patches(tokens))
+        with torch.autocast(device.type, enabled=False):
+            maps = asked @ patches.mT  # [B, columns, P]
+        hit.append(hits(peak_points(maps[image, column], grid), boxes, query).cpu())
+        if can_ground:
+            predicted = model.ground(tokens, asked)[image, column].float()
+            iou.append(best_iou(predicted, boxes, query).cpu())
+
+    return SplitFeatures(
+        image_features=_joined(image_features, torch.empty(0, 0)),
+        caption_image=_joined(caption_image, torch.empty(0, dtype=torch.int64)),
+        caption_text=_joined(caption_text, torch.empty(0, dtype=torch.int64)),
+        region_features=_joined(region_features, torch.empty(0, 0)),
+        region_phrase=_joined(region_phrase, torch.empty(0, dtype=torch.int64)),
+        iou=_joined(iou, torch.empty(0)) if can_ground else None,
+        hit=_joined(hit, torch.empty(0, dtype=torch.bool)),
+        captions=captions,
+        phrases=phrases,
+    )
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features as fp32 rows of unit length."""
+    return F.normalize(features.float(), dim=-1)
+
+
+def _joined(parts: list[Tensor], nothing: Tensor) -> Tensor:
+    return torch.cat(parts) if parts else nothing

@@ -1,0 +1,89 @@
+"""Grounding: the box predicted from a text, against the text's box."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cllip_fast.errors import check_choice, check_tensor
+from cllip_fast.exchange import group_name
+from cllip_fast.kernels.products import accumulation_dtype
+from cllip_fast.losses.boxes import box_giou
+from cllip_fast.losses.local_inputs import check_weight
+from cllip_fast.streaming.global_mean import global_mean
+
+KINDS = ("mse", "l1_giou")
+
+
+class GroundingLoss(nn.Module):
+    """How far predicted boxes are from the true ones: the mean over the valid regions of the global batch.
+
+    "mse" (arXiv 2410.02746, section 3.3): mean squared error of the four coordinates.
+    "l1_giou" (as in DETR): l1_weight · mean absolute error of the four coordinates + giou_weight · (1 − GIoU).
+
+    Finite, gradients included, for any finite prediction, corners in the wrong order too. Distributed meaning and
+    empty batches as for `PatchTextLoss`.
+
+    Args:
+        kind: "mse" or "l1_giou".
+        l1_weight, giou_weight: of the two parts of "l1_giou", at least 0.
+        group: process group over which the batch is spread; None: this process alone.
+
+    Raises:
+        InputError: an unknown kind, or a negative weight.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str = "mse",
+        l1_weight: float = 2.5,
+        giou_weight: float = 1.0,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind = check_choice("kind", kind, KINDS)
+        self.l1_weight = check_weight("l1_weight", l1_weight)
+        self.giou_weight = check_weight("giou_weight", giou_weight)
+        self.group = group_name(group)
+
+    def forward(
+        self, predicted_boxes: Tensor, boxes: Tensor, mask: Tensor | None = None, output_dict: bool = False
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss, a scalar in fp32 (fp64 for fp64 predictions), or {"grounding_loss": it}.
+
+        Args:
+            predicted_boxes: [B, M, 4] xyxy in [0, 1].
+            boxes: [B, M, 4], the truth; no gradient flows to them.
+            mask: [B, M] bool, False for padding, which may hold anything. None: all regions are valid.
+            output_dict: return a dict.
+
+        Raises:
+            InputError: an argument has the wrong shape, type or device.
+        """
+        first = ("predicted_boxes", predicted_boxes)
+        batch, regions, _ = check_tensor("predicted_boxes", predicted_boxes, ("B", "M", 4), floating=True).shape
+        check_tensor("boxes", boxes, (batch, regions, 4), floating=True, like=first)
+        dtype = accumulation_dtype(predicted_boxes.dtype)
+        predicted, truth = predicted_boxes.to(dtype), boxes.detach().to(dtype)
+        if mask is None:
+            number = predicted.new_full((), batch * regions)
+        else:
+            check_tensor("mask", mask, (batch, regions), dtype=torch.bool, like=first)
+            number = mask.sum(dtype=dtype)
+            # Zeroed before the arithmetic: a gradient of 0 times NaN would be NaN.
+            predicted = predicted.masked_fill(~mask[..., None], 0)
+            truth = truth.masked_fill(~mask[..., None], 0)
+        losses = self._losses(predicted, truth)
+        if mask is not None:
+            losses = losses.masked_fill(~mask, 0)
+        loss = global_mean(losses.sum(), number, self.group)
+        return {"grounding_loss": loss} if output_dict else loss
+
+    def _losses(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """[B, M]."""
+        if self.kind == "mse":
+            return (predicted - truth).square().mean(-1)
+        distance = (predicted - truth).abs().mean(-1)
+        return self.l1_weight * distance + self.giou_weight * (1 - box_giou(predicted, truth))

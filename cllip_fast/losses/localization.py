@@ -1,0 +1,86 @@
+"""Patch localization: the patches inside a text's box, against those outside."""
+
+from __future__ import annotations
+
+import math
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cllip_fast.errors import InputError, check_tensor
+from cllip_fast.exchange import group_name
+from cllip_fast.kernels.localize.boxes import patches_in_boxes
+from cllip_fast.losses.local_inputs import check_patches_and_texts
+from cllip_fast.streaming.localization import localization
+
+
+class PatchLocalizationLoss(nn.Module):
+    """-log( Σ_{p in box} e^{a s_p} / Σ_p e^{a s_p} ) for each text with a box, s_p its similarity with patch p.
+
+    The mean over the valid texts of the global batch; distributed meaning and empty batches as for `PatchTextLoss`.
+    A patch is in a box if its centre is, borders included; a box without any centre takes the patch that holds the
+    box's centre. The formulas are in `cllip_fast.kernels.localize`.
+
+    Args:
+        other_images: the patches of the other images of this rank are wrong answers too, walked in tiles; images that
+            have a valid text with the same group id are left out.
+        group: process group over which the batch is spread; None: this process alone.
+    """
+
+    def __init__(self, *, other_images: bool = False, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.other_images = other_images
+        self.group = group_name(group)
+
+    def forward(
+        self,
+        patch_features: Tensor,
+        text_features: Tensor,
+        boxes: Tensor,
+        logit_scale: Tensor,
+        mask: Tensor | None = None,
+        patch_grid: tuple[int, int] | None = None,
+        group_ids: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss, a scalar in fp32 (fp64 for fp64 features), or {"localization_loss": it}.
+
+        Args:
+            patch_features: [B, P, D] unit-norm, P = rows · columns of the grid, row by row.
+            text_features: [B, T, D] unit-norm, the texts of each image, of the same type.
+            boxes: [B, T, 4] xyxy in [0, 1] of the image; no gradient flows to them.
+            logit_scale: [] or [1], already exponentiated.
+            mask: [B, T] bool, False for padding, which may hold anything. None: all texts are valid.
+            patch_grid: (rows, columns); None: a square.
+            group_ids: [B, T] int64, used with `other_images`.
+            output_dict: return a dict.
+
+        Raises:
+            InputError: an argument has the wrong shape, type or device, or the grid does not have P patches.
+        """
+        texts, mask = check_patches_and_texts(patch_features, text_features, logit_scale, mask, group_ids)
+        shape = (*mask.shape, 4)
+        check_tensor("boxes", boxes, shape, floating=True, like=("patch_features", patch_features))
+        loss = localization(
+            patch_features,
+            texts,
+            logit_scale,
+            patches_in_boxes(boxes.detach(), _grid(patch_grid, patch_features.shape[1])),
+            valid=mask,
+            ids=group_ids if self.other_images else None,
+            other_images=self.other_images,
+            group=self.group,
+        )
+        return {"localization_loss": loss} if output_dict else loss
+
+
+def _grid(patch_grid: tuple[int, int] | None, patches: int) -> tuple[int, int]:
+    if patch_grid is None:
+        side = math.isqrt(patches)
+        if side * side != patches:
+            raise InputError(f"patch_grid is None and {patches} patches make no square, expected (rows, columns)")
+        return side, side
+    rows, columns = patch_grid
+    if rows < 1 or columns < 1 or rows * columns != patches:
+        raise InputError(f"patch_grid is {rows} × {columns}, expected a grid of {patches} patches")
+    return rows, columns

@@ -1,0 +1,48 @@
+"""The pre-norm transformer block of all towers, and its initialisation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cllip_fast.models.attention import SelfAttention
+
+
+class Mlp(nn.Sequential):
+    """Linear, GELU, linear: [..., W] -> [..., W]."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        hidden = int(width * ratio)
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): [B, L, W] -> [B, L, W]."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, backend: str, causal: bool = False) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, backend=backend, causal=causal)
+        self.norm_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_ratio)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm_1(x), mask)
+        return x + self.mlp(self.norm_2(x))
+
+
+def init_layer(qkv: nn.Linear, out: nn.Linear, mlp: Mlp, depth: int) -> None:
+    """CLIP's initialisation of one layer of a tower of `depth` layers: what enters the residual shrinks with depth."""
+    width = qkv.in_features
+    residual_std = width**-0.5 * (2 * depth) ** -0.5
+    nn.init.normal_(qkv.weight, std=width**-0.5)
+    nn.init.normal_(out.weight, std=residual_std)
+    nn.init.normal_(mlp[0].weight, std=(2 * width) ** -0.5)
+    nn.init.normal_(mlp[2].weight, std=residual_std)
+    for linear in (qkv, out, mlp[0], mlp[2]):
+        nn.init.zeros_(linear.bias)
+
+
+def init_blocks(blocks: nn.ModuleList) -> None:
+    """`init_layer` for each `Block` of a tower."""
+    for block in blocks:
+        init_layer(block.attention.qkv, block.attention.out, block.mlp, len(blocks))

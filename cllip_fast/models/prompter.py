@@ -1,0 +1,133 @@
+"""The Prompter: region features from box prompts, boxes from text prompts (arXiv 2410.02746, section 3.3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cllip_fast.models.blocks import Mlp, init_layer
+from cllip_fast.models.config import ModelConfig
+from cllip_fast.models.positions import encode_points, patch_centres
+
+BOX_TOKENS = 2
+
+
+class ImageMemory(NamedTuple):
+    """What no prompt changes, computed once an image: the layer's input tokens and their projections."""
+
+    tokens: Tensor  # [B, T, W]
+    projected: Tensor  # [B, T, 3W] queries, keys, values; with pool="prompt" [B, T, 2W] keys, values
+
+
+class Prompter(nn.Module):
+    """One single-head pre-norm transformer layer over [prompt tokens, image tokens], pooled and projected.
+
+    A box prompt is 2 tokens (sinusoidal encodings of its corners plus a learned vector each), a text prompt 1 token
+    (a linear map of the text's feature); both share all weights of the layer. Each prompt has a sequence of its own:
+    prompts never see one another.
+
+    pool="all": the paper's mean over all tokens of the sequence; the layer runs on T + n tokens for each prompt.
+    pool="prompt": the mean over the prompt's own n tokens. Image tokens then are keys and values only, computed once
+    an image, and only the prompts' rows are computed: the whole layer's numbers at a few percent of its cost.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.vision_width
+        self.pool = config.prompter_pool
+        self.corner_type = nn.Parameter(torch.empty(BOX_TOKENS, width))
+        self.text_prompt = nn.Linear(config.embed_dim, width)
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, config.mlp_ratio)
+        self.norm_out = nn.LayerNorm(width)
+        self.project = nn.Linear(width, config.embed_dim, bias=False)
+        self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        positions = None
+        if config.prompter_positions:
+            positions = encode_points(patch_centres(config.patch_grid), width)
+            positions = F.pad(positions, (0, 0, int(config.class_token), 0))  # the class token has no place
+        self.register_buffer("positions", positions, persistent=False)
+        self._init_parameters()
+
+    def _init_parameters(self) -> None:
+        nn.init.normal_(self.corner_type, std=0.02)
+        nn.init.normal_(self.text_prompt.weight, std=self.text_prompt.in_features**-0.5)
+        nn.init.zeros_(self.text_prompt.bias)
+        init_layer(self.qkv, self.out, self.mlp, depth=1)
+        nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
+        # Start from the box in the middle, (1/4, 1/4, 3/4, 3/4): one without area has no useful IoU gradient.
+        nn.init.normal_(self.box_head[2].weight, std=0.02)
+        with torch.no_grad():
+            self.box_head[2].bias.copy_(torch.logit(torch.tensor([0.25, 0.25, 0.75, 0.75])))
+
+    def box_prompts(self, boxes: Tensor) -> Tensor:
+        """Boxes [B, M, 4] (xyxy in [0, 1]) to prompt tokens [B, M, 2, W]."""
+        corners = boxes.unflatten(-1, (BOX_TOKENS, 2))
+        return encode_points(corners, self.corner_type.shape[1]).to(self.corner_type.dtype) + self.corner_type
+
+    def text_prompts(self, text_features: Tensor) -> Tensor:
+        """Text features [B, K, E], of any length, to prompt tokens [B, K, 1, W]."""
+        # Entries of size one, like a normed activation, whether or not the caller normalised the features.
+        unit = F.normalize(text_features, dim=-1) * text_features.shape[-1] ** 0.5
+        return self.text_prompt(unit)[:, :, None]
+
+    def remember(self, image_tokens: Tensor) -> ImageMemory:
+        """Image tokens [B, T, W] to what all prompts of the image share."""
+        if self.positions is not None:
+            image_tokens = image_tokens + self.positions
+        normed = self.norm_1(image_tokens)
+        if self.pool == "all":
+            return ImageMemory(image_tokens, self.qkv(normed))
+        width = image_tokens.shape[-1]
+        return ImageMemory(image_tokens, F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]))
+
+    def forward(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
+        """Prompt tokens [B, K, n, W] to one pooled vector a prompt, [B, K, W], after the final norm."""
+        pooled = self._pool_all(memory, prompts) if self.pool == "all" else self._pool_prompt(memory, prompts)
+        return self.norm_out(pooled)
+
+    def region_features(self, memory: ImageMemory, boxes: Tensor) -> Tensor:
+        """Boxes [B, M, 4] to region features [B, M, E]."""
+        return self.project(self(memory, self.box_prompts(boxes)))
+
+    def predict_boxes(self, memory: ImageMemory, text_features: Tensor) -> Tensor:
+        """Text features [B, K, E] to boxes [B, K, 4], xyxy in [0, 1], x0 <= x1 and y0 <= y1.
+
+        The head predicts two opposite corners, as in the paper; should they come in the wrong order they are sorted,
+        coordinate by coordinate, so that the gradient of each still reaches the output that made it.
+        """
+        logits = self.box_head(self(memory, self.text_prompts(text_features)))
+        # Not in bf16, whose steps near 1 are half a percent of the image's side.
+        corners = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+        first, second = corners.unflatten(-1, (2, 2)).unbind(-2)
+        return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1)
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.out(attended)
+        return x + self.mlp(self.norm_2(x))
+
+    def _pool_all(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
+        batch, count, _, width = prompts.shape
+        tokens = torch.cat([prompts, memory.tokens[:, None].expand(-1, count, -1, -1)], dim=2).flatten(0, 1)
+        image_qkv = memory.projected[:, None].expand(-1, count, -1, -1)
+        qkv = torch.cat([self.qkv(self.norm_1(prompts)), image_qkv], dim=2).flatten(0, 1)
+        q, k, v = qkv[:, None].chunk(3, dim=-1)  # one head: [B*K, 1, n+T, W]
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return self._finish(tokens, attended).mean(1).view(batch, count, width)
+
+    def _pool_prompt(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
+        batch, count, length, width = prompts.shape
+        q, k, v = self.qkv(self.norm_1(prompts)).chunk(3, dim=-1)  # [B, K, n, W] each
+        image_k, image_v = memory.projected.chunk(2, dim=-1)  # [B, T, W] each
+        q = q * width**-0.5
+        to_image = (q.flatten(1, 2) @ image_k.transpose(1, 2)).view(batch, count, length, image_k.shape[1])
+        shares = torch.cat([q @ k.transpose(-1, -2), to_image], dim=-1).softmax(-1)  # [B, K, n, n+T]
+        own, image = shares.split((length, shares.shape[-1] - length), dim=-1)
+        attended = own @ v + (image.flatten(1, 2) @ image_v).view(batch, count, length, width)
+        return self._finish(prompts, attended).mean(2)

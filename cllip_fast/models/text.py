@@ -1,0 +1,52 @@
+"""The text tower: token ids to one feature a text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cllip_fast.models.blocks import Block, init_blocks
+from cllip_fast.models.config import ModelConfig
+
+
+class TextTower(nn.Module):
+    """Transformer over token ids; id 0 is padding, and padding never changes a feature.
+
+    Causal (as CLIP): the feature is the last real token's, which cannot see the padding behind it.
+    Bidirectional: padded keys are masked, the feature is the mean over the real tokens.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, depth = config.text_width, config.text_depth
+        self.causal = config.causal_text
+        self.tokens = nn.Embedding(config.vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(config.text_length, width))
+        self.blocks = nn.ModuleList(
+            Block(width, config.text_heads, config.mlp_ratio, backend=config.attention, causal=self.causal)
+            for _ in range(depth)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.project = nn.Linear(width, config.embed_dim, bias=False)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+        init_blocks(self.blocks)
+        nn.init.normal_(self.project.weight, std=width**-0.5)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Token ids [N, L] to features [N, E]. A text without any token gives a finite feature of no meaning."""
+        length = text.shape[1]
+        x = self.tokens(text) + self.positions[:length]
+        if self.causal:
+            last = (torch.arange(length, device=text.device) * (text != 0)).amax(1)
+            for block in self.blocks:
+                x = block(x)
+            x = x[torch.arange(len(x), device=x.device), last]
+            return self.project(self.norm_out(x))
+        # The first position always counts, so that a padded region's empty text does not divide by zero.
+        real = (text != 0) | (torch.arange(length, device=text.device) == 0)
+        mask = torch.zeros(real.shape, device=x.device, dtype=x.dtype).masked_fill_(~real, float("-inf"))
+        for block in self.blocks:
+            x = block(x, mask[:, None, None])
+        weight = real.to(x.dtype) / real.sum(1, keepdim=True)
+        return self.project(torch.einsum("nl,nlw->nw", weight, self.norm_out(x)))

@@ -1,0 +1,144 @@
+"""Backward of the softmax losses: the walk over blocks, the text gradients' way home, and what the flags mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cllip_fast.exchange import Exchange, Pending
+from cllip_fast.streaming.walk import Walk
+
+
+class TextGradients:
+    """Collects d_texts [n, D] of this rank from the chunks that all ranks contribute to.
+
+    Each chunk is reduce-scattered to its owners while the next one is computed.
+
+    Args:
+        exchange: the group.
+        counts: rows on each rank.
+        width: D.
+        like: gives device and type (the accumulation type).
+        wanted: False: nothing is computed or sent; `chunk` gives a tensor with 0 elements.
+    """
+
+    def __init__(self, exchange: Exchange, counts: Sequence[int], width: int, like: Tensor, wanted: bool) -> None:
+        self._exchange, self._wanted = exchange, wanted
+        self._own = like.new_zeros((max(counts), width) if wanted else 0)
+        self._chunk = self._own
+        self._in_flight: tuple[slice, Pending] | None = None
+
+    def chunk(self, span: slice) -> Tensor:
+        """[W·k, D] zeros to add the gradient of rows `span` of every rank to."""
+        if self._wanted and self._exchange.world_size == 1:
+            return self._own[span]
+        if self._wanted:
+            rows = self._exchange.world_size * (span.stop - span.start)
+            self._chunk = self._own.new_zeros((rows, self._own.shape[1]))
+        return self._chunk
+
+    def send(self, span: slice) -> None:
+        """Send the chunk just computed; waits for the one before, so that at most two are held."""
+        if not self._wanted or self._exchange.world_size == 1:
+            return
+        self._finish()
+        chunk = self._chunk.view(self._exchange.world_size, -1, self._own.shape[1])
+        self._in_flight = span, self._exchange.reduce_scatter(chunk)
+
+    def collect(self, rows: int) -> Tensor:
+        """[rows, D]: the gradient of this rank's texts, complete."""
+        self._finish()
+        return self._own[:rows]
+
+    def _finish(self) -> None:
+        if self._in_flight is not None:
+            span, pending = self._in_flight
+            self._own[span] = pending.wait()
+            self._in_flight = None
+
+
+def upstream(gradient: Tensor, walk: Walk, local: bool) -> Tensor:
+    """The factor that the rows' and columns' weights carry: this rank's own gradient, or the mean over ranks.
+
+    The full-batch loss is one number that every rank holds; should ranks weigh it differently, their mean is what
+    averaging parameter gradients comes to.
+    """
+    gradient = gradient.to(walk.type)
+    return (
+        gradient
+        if local or walk.exchange.world_size == 1
+        else walk.exchange.all_sum(gradient / walk.exchange.world_size)
+    )
+
+
+def softmax_backward(
+    walk: Walk,
+    backward_block: Callable[..., None],
+    row_values: Tensor,
+    column_values: Tensor,
+    texts: Tensor,
+    kept: Tensor,
+    *,
+    reference: float | None,
+    local: bool,
+    gather_grad: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d_rows [n, D], d_texts [n, D] in the accumulation type, d_scale []; those not needed have 0 elements.
+
+    Args:
+        walk: the call's blocks; D is the width of `texts`, its scale's first number is the logit scale.
+        backward_block: kernel, see `kernels/info_nce/tiles.py`.
+        row_values, column_values: [V, n] what the kernel must know of this rank's rows and columns, weights included.
+        texts: [n, D] of this rank (the walk's own may carry more columns).
+        kept: gathered texts kept by forward, or 0 elements.
+        reference: passed on to the kernel.
+        local, gather_grad: see `streaming.info_nce`.
+        needs: which of the three are wanted.
+    """
+    need_rows, need_texts, need_scale = needs
+    exchange, scale = walk.exchange, walk.scale.flatten()[0]
+    local = local and exchange.world_size > 1
+    split = local and not gather_grad
+    columns_of_all = exchange.all_gather(column_values.t(), walk.counts).movedim(2, 0)
+    d_rows = scale.new_zeros((walk.rows.shape[0], texts.shape[1]) if need_rows or need_scale else 0)
+    d_texts = TextGradients(exchange, walk.counts, texts.shape[1], scale, need_texts or (local and need_scale))
+    row_part = scale.new_zeros(exchange.world_size) if local and not split and need_scale else None
+    for span, columns, block in walk.blocks(kept if kept.numel() else None, again=True):
+        part = None if row_part is None else scale.new_zeros(columns.shape[0])
+        backward_block(
+            walk.rows,
+            columns,
+            walk.scale,
+            block,
+            row_values,
+            columns_of_all[:, :, span].flatten(1),
+            d_rows,
+            d_texts.chunk(span),
+            walk.space,
+            reference=reference,
+            split=split,
+            row_part=part,
+        )
+        d_texts.send(span)
+        if row_part is not None:
+            row_part += part.view(exchange.world_size, -1).sum(1)
+    own_texts = d_texts.collect(walk.rows.shape[0])
+
+    d_scale = scale.new_empty(0)
+    if need_scale:
+        by_rows = torch.sum(d_rows * walk.rows[:, : texts.shape[1]])
+        if not local:
+            d_scale = exchange.all_sum(by_rows)
+        elif split:
+            d_scale = by_rows + torch.sum(own_texts * texts)
+        else:
+            # This rank's loss is its rows' part and its columns' part. own_texts · texts has the columns' part, and
+            # besides it what the rows of all ranks contribute to these columns through their rows' part.
+            others = exchange.all_sum(row_part)[exchange.rank]
+            d_scale = torch.sum(own_texts * texts) + (row_part.sum() - others) / scale
+    # A sum of W equal losses has W times the gradient; the ranks' local losses sum up to that by themselves.
+    factor = scale * exchange.world_size if gather_grad and not local else scale
+    return d_rows.mul_(factor) if need_rows else d_rows[:0], own_texts.mul_(factor), d_scale

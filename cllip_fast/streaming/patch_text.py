@@ -1,0 +1,385 @@
+"""Patch–text contrast over all ranks: the operator, its distributed meaning, its gradient.
+
+Patches never leave their rank; texts travel in chunks. What crosses ranks besides: owners and ids of the texts, their
+column statistics in two small all-reduces, and the text gradients in one reduce-scatter a chunk. The pooled scores of
+the local images with all texts are kept from forward to backward; an excluded pair's is −inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cllip_fast.exchange import Exchange
+from cllip_fast.kernels.block import unit_texts
+from cllip_fast.kernels.patch_text.exclusions import conflicts
+from cllip_fast.kernels.patch_text.tiles import pool_backward, pool_scores, saved_dtype
+from cllip_fast.kernels.products import accumulation_dtype, operand
+from cllip_fast.streaming.gradients import TextGradients
+from cllip_fast.streaming.plan import gathered_buffer, rows_in_chunk
+from cllip_fast.streaming.precision import plain_precision
+
+_NONE = float("-inf")
+
+
+def patch_text(
+    patches: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    *,
+    valid: Tensor,
+    ids: Tensor | None = None,
+    patch_mask: Tensor | None = None,
+    pool: str = "max",
+    temperature: float = 0.1,
+    threshold: float | None = None,
+    group: str = "",
+    chunk_size: int = 0,
+) -> Tensor:
+    """The loss of `kernels/patch_text`, a scalar in the accumulation type, the same on every rank.
+
+    Args:
+        patches: [B, P, D] of the local images; P and B may differ between ranks.
+        texts: [B, T, D]; those that are not valid must be finite.
+        logit_scale: [] or [1], already exponentiated (so greater than 0).
+        valid: [B, T] bool. A valid text's image must have a real patch.
+        ids: [B, T] int64; an image with a text of the same id is no negative.
+        patch_mask: [B, P] bool; padded patches must be finite. An image without a real patch is no negative.
+        pool, temperature: "max", or "softmax" with its temperature.
+        threshold: an image with a text whose cosine to text j exceeds it is no negative of j; None: no filter.
+        group: name from `exchange.group_name`.
+        chunk_size: texts (over all ranks) in a chunk; 0: chosen.
+
+    Returns:
+        [] loss; 0 if no rank has a valid text. Gradients of features are those of the sum of all ranks' losses, that
+        of `logit_scale` is the loss's.
+    """
+    keep = torch.is_grad_enabled() and (patches.requires_grad or texts.requires_grad or logit_scale.requires_grad)
+    return _forward(
+        patches,
+        texts,
+        logit_scale,
+        valid,
+        ids,
+        patch_mask,
+        pool,
+        temperature,
+        threshold,
+        group,
+        chunk_size,
+        keep,
+    )[0]
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Columns of one chunk, of all ranks: [W, k] flattened."""
+
+    span: slice  # rows of each rank
+    texts: Tensor  # [W·k, D] in the products' type
+    owner: Tensor  # [W·k] image on its own rank, -1 for a text that is not valid
+    ids: Tensor | None  # [W·k]
+    own_rows: slice  # this rank's texts in it, of all its texts
+    own_columns: slice  # and where they stand in the chunk
+
+
+class _Walk:
+    """What forward and backward share: operands, owners and the chunks of one call."""
+
+    def __init__(
+        self,
+        texts: Tensor,
+        valid: Tensor,
+        ids: Tensor | None,
+        like: Tensor,
+        exchange: Exchange,
+        counts: tuple[int, ...],
+        chunk_size: int,
+    ) -> None:
+        self.exchange, self.counts = exchange, counts
+        self.texts = texts.flatten(0, 1)
+        self.size = rows_in_chunk(counts, chunk_size)
+        self.images = torch.arange(valid.shape[0], device=valid.device)
+        # The image of each text, valid or not.
+        self.image_of = self.images[:, None].expand_as(valid).flatten()
+        owner = torch.where(valid.flatten(), self.image_of, -1)
+        self.owner = exchange.all_gather(owner, counts, fill=-1)
+        self.ids = None if ids is None else exchange.all_gather(ids.flatten(), counts)
+        self.like = like
+
+    def chunks(self, keep: Tensor | None, again: bool = False) -> Iterator[_Chunk]:
+        """Every chunk; the texts gathered are put into `keep`, or `again` taken from there."""
+        if again and keep is not None:
+            gathered = self.exchange.kept_chunks(keep, self.texts.shape[1], self.counts, self.size)
+        else:
+            gathered = self.exchange.gather_chunks(self.texts, self.counts, self.size, keep)
+        for start, texts in gathered:
+            length = texts.shape[1]
+            span = slice(start, start + length)
+            own = max(0, min(length, self.texts.shape[0] - start))
+            first = self.exchange.rank * length
+            yield _Chunk(
+                span=span,
+                texts=operand(texts.flatten(0, 1)),
+                owner=self.owner[:, span].flatten(),
+                ids=None if self.ids is None else self.ids[:, span].flatten(),
+                own_rows=slice(start, start + own),
+                own_columns=slice(first, first + own),
+            )
+
+    def block(self, table: Tensor, chunk: _Chunk) -> Tensor:
+        """The chunk's columns of `table` [B, W, n], contiguous [B, W·k]."""
+        return table[:, :, chunk.span].flatten(1)
+
+    def positives(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+        """(image, column) of this rank's texts in the chunk."""
+        columns = torch.arange(chunk.own_columns.start, chunk.own_columns.stop, device=self.images.device)
+        return self.image_of[chunk.own_rows], columns
+
+
+def _exclude(
+    pooled: Tensor,
+    walk: _Walk,
+    chunk: _Chunk,
+    valid: Tensor,
+    ids: Tensor | None,
+    filter_texts: Tensor | None,
+    threshold: float | None,
+    patch_mask: Tensor | None,
+) -> None:
+    """Set the pairs of `pooled` [B, W·k] that are no negatives to −inf: the positives too."""
+    pooled.masked_fill_(chunk.owner < 0, _NONE)
+    own = pooled[:, chunk.own_columns]
+    own.masked_fill_(walk.image_of[chunk.own_rows] == walk.images[:, None], _NONE)
+    excluded = conflicts(valid, chunk.texts, ids, chunk.ids, filter_texts, 1.0 if threshold is None else threshold)
+    if excluded is not None:
+        pooled.masked_fill_(excluded, _NONE)
+    if patch_mask is not None:
+        pooled.masked_fill_(~patch_mask.any(1, keepdim=True), _NONE)
+
+
+@torch.library.custom_op("cllip_fast::patch_text", mutates_args=())
+def _forward(
+    patches: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    valid: Tensor,
+    ids: Tensor | None,
+    patch_mask: Tensor | None,
+    pool: str,
+    temperature: float,
+    threshold: float | None,
+    group: str,
+    chunk_size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss [], pooled and saved [B, W, n], log-sum-exps of rows [B] and columns [W, n], positives' pooled scores
+    [B·T], weight of a text [], counts [W] (CPU), kept texts."""
+    with plain_precision(patches):
+        exchange = Exchange(group)
+        counts = exchange.row_counts(texts.flatten(0, 1))
+        accumulator = patches.new_empty(0, dtype=accumulation_dtype(patches.dtype))
+        walk = _Walk(texts, valid, ids, accumulator, exchange, counts, chunk_size)
+        a = scale.reshape(()).to(accumulator.dtype)
+        shape = (patches.shape[0], len(counts), max(counts))
+        pooled = accumulator.new_empty(shape)
+        saved = patches.new_empty(shape, dtype=saved_dtype(pool, patches))
+        positive = accumulator.new_empty(walk.texts.shape[0])
+        row_lse = accumulator.new_full((shape[0],), _NONE)
+        column_lse = accumulator.new_empty(shape[1:])
+        filter_texts = None
+        if threshold is not None:
+            filter_texts = operand(unit_texts(walk.texts)).view(texts.shape)
+        kept = gathered_buffer(walk.texts, shape[1:], keep)
+        for chunk in walk.chunks(kept if kept.numel() else None):
+            block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)
+            pool_scores(patches, chunk.texts, patch_mask, pool, temperature, block, extra)
+            positive[chunk.own_rows] = block[walk.positives(chunk)]
+            _exclude(block, walk, chunk, valid, ids, filter_texts, threshold, patch_mask)
+            pooled[:, :, chunk.span] = block.view(shape[0], shape[1], -1)
+            saved[:, :, chunk.span] = extra.view(shape[0], shape[1], -1)
+            logits = block * a
+            row_lse = torch.logaddexp(row_lse, logits.logsumexp(1))
+            column_lse[:, chunk.span] = logits.logsumexp(0).view(shape[1], -1)
+        positive.masked_fill_(~valid.flatten(), 0)
+        column_lse = _over_ranks(exchange, column_lse)
+
+        margins = _margins(walk, row_lse, column_lse, positive * a)
+        losses = torch.logaddexp(margins, torch.zeros_like(margins)).sum(0).masked_fill_(~valid.flatten(), 0)
+        total = exchange.all_sum(torch.stack([losses.sum(), valid.sum(dtype=losses.dtype)]))
+        weight = 0.5 / total[1].clamp_min(1)
+        return total[0] * weight, pooled, saved, row_lse, column_lse, positive, weight, torch.tensor(counts), kept
+
+
+def _over_ranks(exchange: Exchange, lse: Tensor) -> Tensor:
+    """Log-sum-exps over local images -> over the images of all ranks."""
+    if exchange.world_size == 1:
+        return lse
+    common = exchange.all_max(lse).clamp_min(torch.finfo(lse.dtype).min)
+    return common + exchange.all_sum((lse - common).exp()).log()
+
+
+def _margins(walk: _Walk, row_lse: Tensor, column_lse: Tensor, logits: Tensor) -> Tensor:
+    """[2, B·T]: how far the negatives (of the text, of its image) exceed each of this rank's positives."""
+    columns = column_lse[walk.exchange.rank, : logits.shape[0]]
+    return torch.stack([columns, row_lse[walk.image_of]]).sub_(logits)
+
+
+@_forward.register_fake
+def _(
+    patches: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    valid: Tensor,
+    ids: Tensor | None,
+    patch_mask: Tensor | None,
+    pool: str,
+    temperature: float,
+    threshold: float | None,
+    group: str,
+    chunk_size: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ranks = Exchange(group).world_size
+    longest, kept = valid.numel(), 0
+    if ranks > 1:
+        # Both depend on the other ranks' row counts, which tracing cannot know.
+        longest = torch.library.get_ctx().new_dynamic_size()
+        kept = torch.library.get_ctx().new_dynamic_size() if keep else 0
+    loss = patches.new_empty((), dtype=accumulation_dtype(patches.dtype))
+    shape = (patches.shape[0], ranks, longest)
+    return (
+        loss,
+        loss.new_empty(shape),
+        loss.new_empty(shape, dtype=saved_dtype(pool, patches)),
+        loss.new_empty(shape[0]),
+        loss.new_empty(shape[1:]),
+        loss.new_empty(valid.numel()),
+        torch.empty_like(loss),
+        torch.empty(ranks, dtype=torch.int64, device="cpu"),
+        texts.new_empty(kept),
+    )
+
+
+@torch.library.custom_op("cllip_fast::patch_text_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    patches: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    valid: Tensor,
+    patch_mask: Tensor | None,
+    pooled: Tensor,
+    saved: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    positive: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    kept: Tensor,
+    pool: str,
+    temperature: float,
+    group: str,
+    chunk_size: int,
+    need_patches: bool,
+    need_texts: bool,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> d_patches, d_texts, d_scale; those not needed have 0 elements."""
+    with plain_precision(patches):
+        exchange = Exchange(group)
+        walk = _Walk(texts, valid, None, pooled, exchange, tuple(counts.tolist()), chunk_size)
+        a = scale.reshape(()).to(pooled.dtype)
+        pulls = _margins(walk, row_lse, column_lse, positive * a).sigmoid_().mul_(weight)
+        pulls.masked_fill_(~valid.flatten(), 0)
+        column_weight = exchange.all_gather(pulls[0], walk.counts)
+        row_weight = pulls[1].view(valid.shape).sum(1)
+        d_positive = pulls.sum(0).neg_()
+        # Where there is no negative, every exponential is e^-inf: any finite reference will do.
+        row_lse = row_lse.masked_fill(row_lse == _NONE, 0)
+        column_lse = column_lse.masked_fill(column_lse == _NONE, 0)
+
+        d_patches = pooled.new_zeros(patches.shape if need_patches else 0)
+        d_texts = TextGradients(exchange, walk.counts, texts.shape[2], pooled, need_texts)
+        d_scale = pooled.new_zeros(())
+        for chunk in walk.chunks(kept if kept.numel() else None, again=True):
+            block = walk.block(pooled, chunk)
+            logits = block * a
+            by_row = (logits - row_lse[:, None]).exp_().mul_(row_weight[:, None])
+            d_pooled = logits.sub_(column_lse[:, chunk.span].flatten()).exp_()
+            d_pooled.mul_(column_weight[:, chunk.span].flatten()).add_(by_row)
+            finite = block.masked_fill(block == _NONE, 0)
+            d_pooled[walk.positives(chunk)] = d_positive[chunk.own_rows]
+            finite[walk.positives(chunk)] = positive[chunk.own_rows]
+            d_scale += (d_pooled * finite).sum()
+            pool_backward(
+                patches,
+                chunk.texts,
+                patch_mask,
+                pool,
+                temperature,
+                finite,
+                walk.block(saved, chunk),
+                d_pooled,
+                d_patches,
+                d_texts.chunk(chunk.span),
+            )
+            d_texts.send(chunk.span)
+        own_texts = d_texts.collect(walk.texts.shape[0])
+        factor = a * exchange.all_sum(gradient)
+        if need_scale:
+            d_scale = (exchange.all_sum(d_scale) * gradient).to(scale.dtype).reshape(scale.shape)
+        return (
+            d_patches.mul_(factor).to(patches.dtype) if need_patches else patches.new_empty(0),
+            (own_texts * factor).to(texts.dtype).view(texts.shape) if need_texts else texts.new_empty(0),
+            d_scale if need_scale else scale.new_empty(0),
+        )
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    patches: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    valid: Tensor,
+    patch_mask: Tensor | None,
+    pooled: Tensor,
+    saved: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    positive: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    kept: Tensor,
+    pool: str,
+    temperature: float,
+    group: str,
+    chunk_size: int,
+    need_patches: bool,
+    need_texts: bool,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = ((patches, need_patches), (texts, need_texts), (scale, need_scale))
+    return tuple(value.new_empty(value.shape if need else 0) for value, need in needs)
+
+
+def _setup(ctx, inputs: tuple, output: tuple) -> None:
+    patches, texts, scale, valid, _, patch_mask, pool, temperature, _, group, chunk_size, _ = inputs
+    _, *saved = output
+    ctx.settings = (pool, temperature, group, chunk_size)
+    ctx.save_for_backward(patches, texts, scale, valid, patch_mask, *saved)
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, gradient: Tensor, *_: None) -> tuple:
+    needs = ctx.needs_input_grad[:3]
+    grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
+    return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 9
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)

@@ -1,0 +1,169 @@
+"""The pairwise sigmoid loss between local rows and the texts of all ranks: the operator and its gradient.
+
+Each rank's loss is that of its own rows against all texts, so only text gradients cross ranks on the way back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cllip_fast.exchange import Exchange
+from cllip_fast.kernels.products import accumulation_dtype
+from cllip_fast.streaming.backends import kernels
+from cllip_fast.streaming.gradients import TextGradients
+from cllip_fast.streaming.info_nce import fake_gathered
+from cllip_fast.streaming.plan import gathered_buffer
+from cllip_fast.streaming.precision import plain_precision
+from cllip_fast.streaming.walk import Walk
+
+
+def sigmoid_loss(
+    rows: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    *,
+    group: str = "",
+    chunk_size: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Sum over (local row, text of any rank) of the pair loss / local rows; see `kernels/sigmoid`.
+
+    Args:
+        rows, texts: [n, D] of this rank; text i is the positive of row i. n may differ between ranks.
+        logit_scale: [] or [1], already exponentiated.
+        logit_bias: [] or [1], or None.
+        group: name from `exchange.group_name`.
+        chunk_size: texts (over all ranks) in a chunk; 0: chosen.
+        backend: one that `check_backend` accepted.
+
+    Returns:
+        [] this rank's loss in the accumulation type; gradients are those of the sum of all ranks' losses.
+    """
+    inputs = (rows, texts, logit_scale) if logit_bias is None else (rows, texts, logit_scale, logit_bias)
+    keep = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
+    return _forward(rows, texts, logit_scale, logit_bias, group, chunk_size, backend, keep)[0]
+
+
+@torch.library.custom_op("cllip_fast::sigmoid_loss", mutates_args=())
+def _forward(
+    rows: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    group: str,
+    chunk_size: int,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> loss [], counts [W] (CPU), kept texts."""
+    with plain_precision(rows):
+        exchange = Exchange(group)
+        counts = exchange.row_counts(texts)
+        walk = Walk(rows, texts, scale.reshape(()), exchange, counts, chunk_size)
+        offset = None if bias is None else bias.reshape(()).to(walk.type)
+        kept = gathered_buffer(texts, (len(counts), max(counts)), keep)
+        forward_block = kernels(backend, "sigmoid").forward_block
+        loss = torch.zeros_like(walk.scale)
+        for _, columns, block in walk.blocks(kept if kept.numel() else None):
+            loss += forward_block(walk.rows, columns, walk.scale, offset, block, walk.space)
+        return loss / max(1, rows.shape[0]), torch.tensor(counts), kept
+
+
+@_forward.register_fake
+def _(
+    rows: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    group: str,
+    chunk_size: int,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return rows.new_empty((), dtype=accumulation_dtype(rows.dtype)), *fake_gathered(texts, group, keep)
+
+
+@torch.library.custom_op("cllip_fast::sigmoid_loss_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    rows: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    counts: Tensor,
+    kept: Tensor,
+    group: str,
+    chunk_size: int,
+    backend: str,
+    need_rows: bool,
+    need_texts: bool,
+    need_scale: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> d_rows, d_texts, d_scale, d_bias; those not needed have 0 elements."""
+    with plain_precision(rows):
+        walk = Walk(rows, texts, scale.reshape(()), Exchange(group), tuple(counts.tolist()), chunk_size)
+        offset = None if bias is None else bias.reshape(()).to(walk.type)
+        weight = gradient.to(walk.type) / max(1, rows.shape[0])
+        d_rows = walk.scale.new_zeros(rows.shape if need_rows or need_scale else 0)
+        d_texts = TextGradients(walk.exchange, walk.counts, texts.shape[1], walk.scale, need_texts)
+        d_bias = walk.scale.new_zeros(() if need_bias else 0)
+        backward_block = kernels(backend, "sigmoid").backward_block
+        for span, columns, block in walk.blocks(kept if kept.numel() else None, again=True):
+            d_columns = d_texts.chunk(span)
+            backward_block(walk.rows, columns, walk.scale, offset, block, d_rows, d_columns, d_bias, walk.space)
+            d_columns.mul_(weight * walk.scale)  # before it is summed with other ranks', whose weights may differ
+            d_texts.send(span)
+        d_scale = torch.sum(d_rows * walk.rows) * weight if need_scale else walk.scale.new_empty(0)
+        return (
+            d_rows.mul_(weight * walk.scale).to(rows.dtype) if need_rows else rows.new_empty(0),
+            d_texts.collect(rows.shape[0]).to(texts.dtype, copy=True),
+            d_scale.to(scale.dtype),
+            d_bias.mul_(weight).to(scale.dtype if bias is None else bias.dtype),
+        )
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    rows: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    counts: Tensor,
+    kept: Tensor,
+    group: str,
+    chunk_size: int,
+    backend: str,
+    need_rows: bool,
+    need_texts: bool,
+    need_scale: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        rows.new_empty(rows.shape if need_rows else (0,)),
+        texts.new_empty(texts.shape if need_texts else (0,)),
+        scale.new_empty(() if need_scale else (0,)),
+        (scale if bias is None else bias).new_empty(() if need_bias else (0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    rows, texts, scale, bias, *ctx.settings, _ = inputs
+    ctx.save_for_backward(rows, texts, scale, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _gradients(ctx: Any, gradient: Tensor, *_: None) -> tuple:
+    needs = ctx.needs_input_grad[:4]
+    grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
+    inputs = ctx.saved_tensors[:4]
+    shaped = (grad.view(value.shape) if need else None for grad, value, need in zip(grads, inputs, needs, strict=True))
+    return *shaped, *[None] * 4
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)

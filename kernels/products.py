@@ -1,0 +1,37 @@
+"""Matrix products of the tiles: accumulated and returned in fp32 (fp64 for fp64 input), whatever the input's type."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def operand(features: Tensor) -> Tensor:
+    """`features` in the type its products run in: half precision stays on a GPU, where tensor cores accumulate in fp32.
+
+    On a CPU it is converted: PyTorch's half-precision product returns half precision there, and is slower.
+    """
+    if features.is_cuda and features.dtype in (torch.bfloat16, torch.float16):
+        return features
+    return features.to(accumulation_dtype(features.dtype))
+
+
+def scores(rows: Tensor, columns: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """out [n, m] = scale · rows [n, D] · columns [m, D]ᵀ."""
+    if rows.dtype == out.dtype:
+        return torch.mm(rows * scale, columns.t(), out=out)
+    # Scaling half-precision rows first would round them; the tile is scaled instead.
+    return torch.mm(rows, columns.t(), out_dtype=out.dtype, out=out).mul_(scale)
+
+
+def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total [n, D] += left [n, m] · right [m, D]; `left` is rounded to the type of `right` for tensor cores."""
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(torch.mm(left.to(right.dtype), right, out_dtype=total.dtype))

@@ -1,0 +1,177 @@
+"""The trainer's options: one flat dataclass, from which flags, TOML files and checkpoints are read and written."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllip_fast.errors import InputError, check_choice
+
+LOSSES = ("clip", "region", "grounding", "patch", "localization")
+
+
+def option(default: object, group: str, help: str, choices: tuple[str, ...] | None = None) -> typing.Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": choices})
+
+
+@dataclass
+class Config:
+    """Everything a run depends on. The defaults are the run that `make train` shows: minutes on two CPU cores."""
+
+    train_data: str = option("scenes", "data", "folder, tar, x/{0000..0012}.tar, or several joined by '::'; "
+                             "'scenes' generates scenes on first use")  # fmt: skip
+    val_data: str = option("", "data", "name=shards[,name=shards ...] to evaluate on; generated scenes bring their own")
+    scenes_dir: str = option("data/scenes", "data", "where generated scenes are kept")
+    scenes: int = option(30_000, "data", "how many training scenes to generate")
+    tokenizer: str = option("", "data", "tokenizer file; default: the one beside the training data")
+    text_length: int = option(32, "data", "tokens of a caption")
+    region_length: int = option(8, "data", "tokens of a region text")
+    max_regions: int = option(4, "data", "regions sampled from an image (the paper's M)")
+    crop: str = option("pad", "data", "how an image becomes square", ("pad", "center", "random"))
+    workers: int = option(0, "data", "loader processes per rank")
+
+    model: str = option("tiny", "model", "preset")
+    image_size: int = option(0, "model", "pixels a side; 0: the preset's")
+    region: str = option("prompter", "model", "how a region is read from the image", ("prompter", "roi_align"))
+    attention: str = option(
+        "", "model", "attention back end; default: the preset's", ("", "sdpa", "matmul", "flash", "xformers")
+    )
+    precision: str = option(
+        "auto", "model", "auto: bf16 autocast on a GPU, fp32 on a CPU", ("auto", "fp32", "amp_bf16")
+    )
+
+    losses: str = option("all", "losses", f"'all', or some of {','.join(LOSSES)}")
+    grounding: str = option("l1_giou", "losses", "box loss; the paper's is mse", ("mse", "l1_giou"))
+    patch_pool: str = option("max", "losses", "how a text's similarity to the patches is pooled", ("max", "softmax"))
+    filter_threshold: float = option(
+        0.9, "losses", "cosine above which two region texts are no negatives; 0: identity only"
+    )
+    local_weight: float = option(1.0, "losses", "weight of the region and grounding losses")
+    patch_weight: float = option(1.0, "losses", "weight of the patch-text loss")
+    localization_weight: float = option(1.0, "losses", "weight of the patch localization loss")
+
+    steps: int = option(800, "optimization", "optimizer steps")
+    batch_size: int = option(64, "optimization", "images per rank and step")
+    lr: float = option(1.5e-3, "optimization", "peak learning rate")
+    warmup: int = option(50, "optimization", "steps of linear warm-up; cosine to zero follows")
+    wd: float = option(0.1, "optimization", "weight decay, not on biases, norms, tables and logit scales")
+    beta1: float = option(0.9, "optimization", "AdamW")
+    beta2: float = option(0.98, "optimization", "AdamW")
+    eps: float = option(1e-6, "optimization", "AdamW")
+    grad_clip_norm: float = option(1.0, "optimization", "largest gradient norm; 0: no clipping")
+    seed: int = option(0, "optimization", "initial weights, order and samples of the data")
+
+    logs_dir: str = option("runs", "run", "folder of all runs")  # torchrun takes --logs for one of its own
+    name: str = option("scenes", "run", "folder of this run in it")
+    resume: str = option("", "run", "a checkpoint, or 'latest' of this run")
+    save_frequency: int = option(200, "run", "steps between checkpoints")
+    eval_frequency: int = option(0, "run", "steps between evaluations; 0: only at the end")
+    log_every_n_steps: int = option(20, "run", "steps between log lines")
+    report_to: str = option("", "run", "'tensorboard' beside the JSONL log", ("", "tensorboard"))
+    device: str = option("auto", "run", "auto: cuda where there is one, else cpu", ("auto", "cpu", "cuda"))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.metadata["choices"]:
+                check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
+        positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "save_frequency",
+                    "log_every_n_steps")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least 1")
+        for name in (
+            "workers",
+            "warmup",
+            "lr",
+            "wd",
+            "grad_clip_norm",
+            "eval_frequency",
+            "image_size",
+            "filter_threshold",
+        ):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{flag(name)} is {getattr(self, name)}, expected 0 or more")
+        _ = self.parts  # names of losses are checked now, not after the data has been made
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the losses to train with, in their fixed order."""
+        if self.losses == "all":
+            return LOSSES
+        asked = tuple(part.strip() for part in self.losses.split(","))
+        for part in asked:
+            check_choice("--losses", part, LOSSES)
+        return tuple(part for part in LOSSES if part in asked)
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """All options by group, one group a line; those that differ from the default are marked with `*`."""
+        lines: dict[str, list[str]] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            mark = "*" if value != field.default else ""
+            shown = f"'{value}'" if value == "" else value
+            lines.setdefault(field.metadata["group"], []).append(f"{field.name}{mark}={shown}")
+        return "\n".join(f"  {group:<13} {' '.join(values)}" for group, values in lines.items())
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def field_types() -> dict[str, type]:
+    return typing.get_type_hints(Config)
+
+
+def read_toml(path: str) -> dict[str, object]:
+    """The options in a TOML file: the names are the flags', with `_` or `-`; tables only group them."""
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--config {path} is not TOML: {error}") from error
+    flat: dict[str, object] = {}
+    for key, value in tables.items():
+        flat.update(value if isinstance(value, dict) else {key: value})
+    types_ = field_types()
+    options = {}
+    for key, value in flat.items():
+        name = key.replace("-", "_")
+        if name not in types_:
+            raise InputError(f"--config {path} sets {key!r}, which is no option of the trainer")
+        if types_[name] is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, types_[name]) or isinstance(value, bool):
+            raise InputError(f"--config {path} sets {key} to {value!r}, expected {types_[name].__name__}")
+        options[name] = value
+    return options
+
+
+def parse(arguments: list[str] | None = None, description: str | None = None) -> Config:
+    """Read the command line: defaults, beneath `--config` file, beneath flags."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="FILE.toml", help="options from a file; flags go before it")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = field_types()
+    for field in dataclasses.fields(Config):
+        name = field.metadata["group"]
+        group = groups.setdefault(name, None) or parser.add_argument_group(name)
+        groups[name] = group
+        group.add_argument(
+            flag(field.name),
+            type=hints[field.name],
+            choices=field.metadata["choices"],
+            default=argparse.SUPPRESS,
+            metavar=None if field.metadata["choices"] else hints[field.name].__name__.upper(),
+            help=f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%"),
+        )
+    given = vars(parser.parse_args(arguments))
+    file = given.pop("config", None)
+    return Config(**(read_toml(file) if file else {}) | given)

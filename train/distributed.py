@@ -1,0 +1,62 @@
+"""Which rank this process is, and the few things that only one rank does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from cllip_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; `group` is None for a process alone, so that nothing is ever sent."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.group is not None:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if `flag` is True on one."""
+        if self.group is None:
+            return flag
+        votes = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+
+@contextmanager
+def start(device: str) -> Iterator[World]:
+    """Join the other ranks that torchrun started (NCCL on GPUs, gloo on CPUs); leave them at the end."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, but PyTorch sees no GPU here")
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    place = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(place)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if size == 1:
+        yield World(0, 1, place, None)
+        return
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=place if device == "cuda" else None)
+    try:
+        yield World(rank, size, place, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,78 @@
+"""The trainer's evaluations: every split on the main rank, a table at the end, and the pictures of the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllip_fast.data.loader import CLIP_MEAN, CLIP_STD
+from cllip_fast.errors import InputError
+from cllip_fast.evaluate import evaluate, table
+from cllip_fast.models import CllipModel
+from cllip_fast.show import picture_sheet, training_curves
+from cllip_fast.train.config import Config
+from cllip_fast.train.distributed import World
+from cllip_fast.train.inputs import Inputs
+from cllip_fast.train.logs import RunLog
+
+Results = dict[str, dict[str, float | None]]
+
+
+@dataclass
+class Evaluation:
+    """Evaluates the unwrapped model; the other ranks wait, so that no collective of theirs times out."""
+
+    model: CllipModel
+    inputs: Inputs
+    config: Config
+    world: World
+    log: RunLog
+    run: Path
+
+    def evaluate(self, step: int) -> Results:
+        """Metrics of each split, logged as they come."""
+        results: Results = {}
+        self.model.eval()
+        for name, loader in self.inputs.splits.items():
+            results[name] = evaluate(
+                self.model, loader, tokenizer=self.inputs.tokenizer, classes=self.inputs.info.classes,
+                attributes=self.inputs.info.attributes, text_length=self.config.text_length,
+                region_length=self.config.region_length, device=self.world.device,
+            )  # fmt: skip
+            self.log.write(step, {"split": name, **results[name]})
+        self.model.train()
+        if results:
+            self.log.say(table(results, title=f"step {step}"))
+        self.world.barrier()
+        return results
+
+    def finish(self, step: int, seconds: float) -> None:
+        """The last evaluation: table, results.json, a picture sheet of each split and the curves."""
+        results = self.evaluate(step)
+        if not self.world.is_main:
+            return
+        record = {"step": step, "seconds": round(seconds, 1), "results": results, "config": self.config.to_dict()}
+        (self.run / "results.json").write_text(json.dumps(record, indent=1))
+        written = ["results.json"]
+        self.model.eval()
+        for name, loader in self.inputs.splits.items():
+            path = self.run / f"sheet_{name}.png"
+            picture_sheet(
+                self.model,
+                next(iter(loader)),
+                tokenizer=self.inputs.tokenizer,
+                region_length=self.config.region_length,
+                mean=CLIP_MEAN,
+                std=CLIP_STD,
+                path=path,
+            )
+            written.append(path.name)
+        try:
+            training_curves(self.run / "log.jsonl", self.run / "curves.png")
+            written.append("curves.png")
+        except InputError as error:  # matplotlib is an extra: a run that has trained does not fail for its plot
+            self.log.say(f"no curves: {error}")
+        if not results:
+            self.log.say("nothing was evaluated: name shards with --val-data name=shards")
+        self.log.say(f"wrote {', '.join(written)} to {self.run}")

@@ -1,0 +1,79 @@
+"""The run's data: shards (generated on first use), tokenizer, a training loader and one loader an evaluation split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllip_fast.data import DatasetInfo, Loader, create_loader, load_tokenizer, make_scenes, read_dataset_info
+from cllip_fast.data.tokenizer import Tokenizer
+from cllip_fast.errors import InputError, check_choice
+from cllip_fast.models import PRESETS
+from cllip_fast.train.config import Config
+from cllip_fast.train.distributed import World
+
+EVALUATION_REGIONS = 16  # regions of an image that are evaluated, where training samples `max_regions`
+
+
+@dataclass
+class Inputs:
+    train: Loader
+    splits: dict[str, Loader]  # name -> evaluation loader
+    info: DatasetInfo
+    tokenizer: Tokenizer
+
+    def describe(self) -> str:
+        sizes = "".join(f", {name} {loader.samples}" for name, loader in self.splits.items())
+        name, count = self.info.name, len(self.info.classes)
+        return f"{name}: train {self.train.samples} ({len(self.train)} steps an epoch){sizes} samples, {count} classes"
+
+
+def find_splits(config: Config, world: World) -> tuple[str, dict[str, str]]:
+    """The shards to train on and, by name, those to evaluate on; scenes are generated when they are asked for."""
+    if config.train_data != "scenes":
+        return config.train_data, parse_splits(config.val_data)
+    root = Path(config.scenes_dir)
+    if world.is_main:
+        make_scenes(root, train=config.scenes)
+    world.barrier()
+    return str(root / "train"), parse_splits(config.val_data or f"val={root / 'val'},unseen={root / 'unseen'}")
+
+
+def parse_splits(text: str) -> dict[str, str]:
+    """`name=shards,name=shards` as a dict."""
+    splits = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, spec = entry.partition("=")
+        if not (name and equals and spec):
+            raise InputError(f"--val-data has the entry {entry!r}, expected name=shards")
+        splits[name] = spec
+    return splits
+
+
+def create_inputs(config: Config, world: World) -> Inputs:
+    check_choice("--model", config.model, tuple(PRESETS))
+    train_spec, split_specs = find_splits(config, world)
+    info = read_dataset_info(train_spec)
+    path = config.tokenizer or info.tokenizer_path
+    if not path:
+        raise InputError(f"no tokenizer.json beside --train-data {train_spec}: name one with --tokenizer")
+    tokenizer = load_tokenizer(path)
+    common = {
+        "tokenizer": tokenizer,
+        "batch_size": config.batch_size,
+        "image_size": config.image_size or PRESETS[config.model].image_size,
+        "text_length": config.text_length,
+        "region_length": config.region_length,
+        "seed": config.seed,
+    }
+    train = create_loader(
+        train_spec, train=True, max_regions=config.max_regions, crop=config.crop, workers=config.workers,
+        rank=world.rank, world_size=world.size, **common,
+    )  # fmt: skip
+    crop = "pad" if config.crop == "random" else config.crop
+    splits = {
+        name: create_loader(spec, train=False, max_regions=EVALUATION_REGIONS, crop=crop, **common)
+        for name, spec in split_specs.items()
+        if world.is_main
+    }
+    return Inputs(train, splits, info, tokenizer)

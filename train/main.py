@@ -1,0 +1,166 @@
+"""Train a CLLIP model: image-text, region-text, grounding, patch-text and localization losses in one loop.
+
+    torchrun --standalone train/main.py                                        # generated scenes, minutes on a CPU
+    torchrun --standalone train/main.py --losses clip --region roi_align       # plain CLIP on the same scenes
+    torchrun --standalone --nproc-per-node 2 train/main.py --batch-size 32     # the same batches on two processes
+    torchrun --standalone --nproc-per-node 8 train/main.py --config train/recipes/vit_b16.toml --train-data shards/
+    torchrun --standalone train/main.py --resume latest                        # go on after an interruption
+
+Writes runs/<name>/: config.json, log.jsonl, checkpoints/, results.json, curves.png, sheet_<split>.png.
+SIGTERM saves a checkpoint and ends with exit code 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cllip_fast import __version__, extras
+from cllip_fast.data import Batch
+from cllip_fast.errors import InputError
+from cllip_fast.losses import CllipLoss
+from cllip_fast.models import CllipModel, create_model
+from cllip_fast.train import checkpoint, distributed
+from cllip_fast.train.config import Config, parse
+from cllip_fast.train.evaluation import Evaluation
+from cllip_fast.train.inputs import create_inputs
+from cllip_fast.train.logs import RunLog
+from cllip_fast.train.optimizer import create_optimizer, learning_rate, set_learning_rate
+from cllip_fast.train.signals import StopRequest
+
+
+def build_model(config: Config, vocab_size: int) -> CllipModel:
+    torch.manual_seed(config.seed)
+    return create_model(
+        config.model,
+        image_size=config.image_size or None,
+        vocab_size=vocab_size,
+        text_length=config.text_length,
+        region=config.region,
+        attention=config.attention or None,
+    )
+
+
+def build_loss(config: Config, world: distributed.World) -> CllipLoss:
+    return CllipLoss(
+        config.parts,
+        local_weight=config.local_weight,
+        patch_weight=config.patch_weight,
+        localization_weight=config.localization_weight,
+        filter_threshold=config.filter_threshold or None,
+        pool=config.patch_pool,
+        grounding=config.grounding,
+        group=world.group,
+    )
+
+
+def forward(model: nn.Module, batch: Batch, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """What the losses need of a batch; regions are not even read when no loss asks for them."""
+    regions = (batch.boxes, batch.region_text, batch.region_mask) if parts else ()
+    return model(batch.images, batch.text, *regions, parts=parts)
+
+
+def logit_scales(model: CllipModel) -> dict[str, float]:
+    shared = model.region_logit_scale is None
+    local = model.logit_scale if shared else model.region_logit_scale
+    return {"logit_scale": model.logit_scale.exp().item(), "region_logit_scale": local.exp().item()}
+
+
+def train(config: Config, world: distributed.World) -> None:
+    began, run, stop = time.perf_counter(), Path(config.logs_dir) / config.name, StopRequest()
+    if world.is_main:
+        kind = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
+        print(f"CLLIP-Fast {__version__}, torch {torch.__version__}, {world.size} x {kind}")
+        print(f"  {'extras':<13} {extras.report()}\n{config.describe()}", flush=True)
+
+    inputs = create_inputs(config, world)
+    model = build_model(config, inputs.tokenizer.vocab_size).to(world.device)
+    model_parts = tuple({"localization": "patch"}.get(part, part) for part in config.parts if part != "clip")
+    model.freeze_unused(model_parts)
+    loss = build_loss(config, world)
+    optimizer = create_optimizer(model, config)
+    checkpoints = checkpoint.Checkpoints(run / "checkpoints", config, model, optimizer, inputs.train)
+    step, source = 0, checkpoint.find(config.resume, checkpoints.folder)
+    if source:
+        step = checkpoints.restore(source)
+    bf16 = config.precision == "amp_bf16" or (config.precision == "auto" and world.device.type == "cuda")
+    autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
+    wrapped = DistributedDataParallel(model) if world.size > 1 else model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    log = RunLog(run, steps=config.steps, start=step, tensorboard=bool(config.report_to), main=world.is_main)
+    evaluation = Evaluation(model, inputs, config, world, log, run)
+    log.say(f"  {'model':<13} {model.describe()}\n  {'input':<13} {inputs.describe()}")
+    log.say(f"going on after step {step} of {source}" if source else f"writing to {run}")
+    if world.is_main:
+        (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+
+    batches = inputs.train.forever()
+    log.restart_clock()
+    while step < config.steps:
+        waiting = time.perf_counter()
+        batch = next(batches).to(world.device, non_blocking=True)
+        data_seconds = time.perf_counter() - waiting
+        rate = learning_rate(step, config)
+        set_learning_rate(optimizer, rate)
+        with autocast:
+            output = forward(wrapped, batch, model_parts)
+        parts = loss(**output, output_dict=True)  # outside autocast: it accumulates in fp32 by itself
+        total = sum(parts.values())
+        total.backward()
+        grad_norm = nn.utils.clip_grad_norm_(trained, config.grad_clip_norm or math.inf)
+        optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # fused AdamW skips such a step, without a wait
+        optimizer.step()
+        optimizer.zero_grad()
+        model.clamp_logit_scales()
+        step += 1
+        log.add(loss=total, **parts, grad_norm=grad_norm, skipped=optimizer.found_inf, data_seconds=data_seconds)
+
+        # Reading figures waits for the GPU and ranks vote on stopping: once an interval, not every step.
+        at_end = step == config.steps
+        interval = at_end or step % config.log_every_n_steps == 0
+        if interval:
+            means = log.flush(
+                step,
+                config.batch_size * world.size,
+                lr=rate,
+                **logit_scales(model),
+                broken_samples=inputs.train.skipped.total(),
+            )
+            if means["skipped"] > 0.5:
+                raise InputError(f"most gradients since step {step - config.log_every_n_steps} are not finite; "
+                                 f"the last batch was {', '.join(batch.keys)}")  # fmt: skip
+        stopping = world.any(bool(stop)) if interval or world.size == 1 else False
+        if world.is_main and (stopping or at_end or step % config.save_frequency == 0):
+            checkpoints.save(step)
+        if stopping and not at_end:
+            log.say(f"stopped by {stop.signal or 'another rank'} after step {step}; --resume latest goes on")
+            break
+        if config.eval_frequency and step % config.eval_frequency == 0 and not at_end:
+            evaluation.evaluate(step)
+        if interval:
+            log.restart_clock()
+    else:
+        evaluation.finish(step, time.perf_counter() - began)
+    log.close()
+
+
+def main() -> None:
+    config = parse(description=__doc__)
+    with distributed.start(config.device) as world:
+        train(config, world)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
