@@ -35,13 +35,14 @@ def conflicts(
         return excluded
     dtype = accumulation_dtype(columns.dtype)
     buffer = ScoreBuffer(dtype)
-    # |column| on the right-hand side instead of a normalised copy of the columns.
-    limits = torch.linalg.vector_norm(columns, dim=1, dtype=dtype).mul_(threshold)
+    if own_texts is not None:
+        # |column| on the right-hand side instead of a normalised copy of the columns.
+        limits = torch.linalg.vector_norm(columns, dim=1, dtype=dtype).mul_(threshold)
     for images, span in tile_spans(*own_valid.shape, columns.shape[0], columns.is_cuda):
         valid = own_valid[images, :, None]
         if own_ids is not None:
             same = own_ids[images, :, None] == column_ids[span]
-            excluded[images, span] |= same.logical_and_(valid).any(1)
+            excluded[images, span] |= same.logical_and_(valid).view(torch.uint8).amax(1).bool()
         if own_texts is not None:
             cosines = buffer.scores(own_texts[images], columns[span]).masked_fill_(~valid, float("-inf"))
             excluded[images, span] |= cosines.amax(1) > limits[span]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_TILE = 2**18
-"""Patch scores in a tile on a CPU, at most (unless one image and one text have more): 1 MiB in fp32, for the cache."""
+CPU_TILE = 2**19
+"""Patch scores in a tile on a CPU, at most (unless one image and one text have more): 2 MiB in fp32, for the cache."""
 
 GPU_TILE = 2**24
 """The same on a GPU: 64 MiB in fp32, to fill the device. A kernel holds up to three tiles at a time."""
