@@ -1,4 +1,4 @@
-"""Shared by all tests: few threads (ranks and workers share the cores), fixed seeds, and the reason why GPU tests skip."""
+"""Shared by all tests: few threads (ranks and workers share the cores), fixed seeds, why GPU tests skip."""
 
 from __future__ import annotations
 

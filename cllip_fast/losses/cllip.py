@@ -6,11 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cllip_fast.errors import InputError, check_choice, check_tensor
+from cllip_fast.errors import InputError, check_choice
 from cllip_fast.exchange import group_name
 from cllip_fast.losses.clip import ClipLoss
 from cllip_fast.losses.grounding import GroundingLoss
-from cllip_fast.losses.local_inputs import check_weight
+from cllip_fast.losses.local_inputs import check_mask, check_weight
 from cllip_fast.losses.localization import PatchLocalizationLoss
 from cllip_fast.losses.patch_text import PatchTextLoss
 from cllip_fast.losses.region_text import RegionTextLoss
@@ -53,7 +53,7 @@ class CllipLoss(nn.Module):
         backend, chunk_size: of the contrastive losses.
 
     Raises:
-        InputError: an unknown part, a part named twice, or an option that a loss refuses.
+        InputError: an unknown part, a part named twice, or an option that one of the parts refuses.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class CllipLoss(nn.Module):
         l1_weight: float = 2.5,
         giou_weight: float = 1.0,
         other_images: bool = False,
-        group: dist.ProcessGroup | None = None,
+        group: dist.ProcessGroup | str | None = None,
         backend: str = "auto",
         chunk_size: int | None = None,
     ) -> None:
@@ -93,13 +93,18 @@ class CllipLoss(nn.Module):
             "localization": check_weight("localization_weight", localization_weight),
         }
         streamed = {"group": group, "backend": backend, "chunk_size": chunk_size}
-        self.clip = ClipLoss(gather_with_grad=True, **streamed)
-        self.region = RegionTextLoss(filter_threshold=filter_threshold, **streamed)
-        self.patch = PatchTextLoss(
-            pool=pool, pool_temperature=pool_temperature, filter_threshold=patch_filter_threshold, **streamed
-        )
-        self.grounding = GroundingLoss(kind=grounding, l1_weight=l1_weight, giou_weight=giou_weight, group=group)
-        self.localization = PatchLocalizationLoss(other_images=other_images, group=group)
+        make = {
+            "clip": lambda: ClipLoss(gather_with_grad=True, **streamed),
+            "region": lambda: RegionTextLoss(filter_threshold=filter_threshold, **streamed),
+            "grounding": lambda: GroundingLoss(
+                kind=grounding, l1_weight=l1_weight, giou_weight=giou_weight, group=group
+            ),
+            "patch": lambda: PatchTextLoss(
+                pool=pool, pool_temperature=pool_temperature, filter_threshold=patch_filter_threshold, **streamed
+            ),
+            "localization": lambda: PatchLocalizationLoss(other_images=other_images, group=group),
+        }
+        self.parts = nn.ModuleDict({name: make[name]() for name in self.losses})
 
     def forward(
         self,
@@ -120,7 +125,7 @@ class CllipLoss(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """The total, a scalar; or its weighted parts by name, which sum to it.
 
-        Args are what the model's forward returns; only those that the chosen parts need must be given.
+        All arguments are what the model's forward returns under the same names; those that no part needs may be left out.
 
         Args:
             image_features, text_features: [B, E] unit-norm.
@@ -151,24 +156,19 @@ class CllipLoss(nn.Module):
         }
         self._check_given(given)
         ids = region_ids if self.use_region_ids else None
-        parts = {}
-        if "clip" in self.losses:
-            parts["clip"] = self.clip(image_features, text_features, logit_scale)
-        if "region" in self.losses:
-            parts["region"] = self.region(region_features, region_text_features, scale, region_mask, ids)
-        if "grounding" in self.losses:
-            parts["grounding"] = self.grounding(predicted_boxes, boxes, region_mask)
-        if "patch" in self.losses:
-            parts["patch"] = self.patch(patch_features, region_text_features, scale, region_mask, ids)
-        if "localization" in self.losses:
-            parts["localization"] = self.localization(
-                patch_features, region_text_features, boxes, scale, region_mask, patch_grid, ids
-            )
+        arguments = {
+            "clip": (image_features, text_features, logit_scale),
+            "region": (region_features, region_text_features, scale, region_mask, ids),
+            "grounding": (predicted_boxes, boxes, region_mask),
+            "patch": (patch_features, region_text_features, scale, region_mask, ids),
+            "localization": (patch_features, region_text_features, boxes, scale, region_mask, patch_grid, ids),
+        }
+        parts = {name: loss(*arguments[name]) for name, loss in self.parts.items()}
         if self.losses != ("clip",):
             share = self._share_with_regions(given, region_mask)
             for name, weight in self.weights.items():
                 if name in parts:
-                    parts[name] = parts[name] * (weight * share)
+                    parts[name] = parts[name] * (weight * share).to(parts[name].dtype)
         if output_dict:
             return {PARTS[name][0]: part for name, part in parts.items()}
         return sum(parts.values())
@@ -180,11 +180,9 @@ class CllipLoss(nn.Module):
                 raise InputError(f"losses asks for {name!r}, which needs {', '.join(missing)}: not given")
 
     def _share_with_regions(self, given: dict[str, Tensor | None], region_mask: Tensor | None) -> Tensor:
-        """λ, [] fp32: the same on every rank."""
+        """λ, [] fp64: the same on every rank."""
         name = "boxes" if "grounding" in self.losses else "region_text_features"
         regions = given[name]
-        if region_mask is None:
-            region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-        check_tensor("region_mask", region_mask, tuple(regions.shape[:2]), dtype=torch.bool, like=(name, regions))
-        with_regions = region_mask.any(1).sum(dtype=torch.float32)
-        return global_mean(with_regions, with_regions.new_full((), len(region_mask)), self.group)
+        with_regions = check_mask("region_mask", region_mask, (name, regions)).any(1)
+        number = torch.full((), len(with_regions), dtype=torch.float64, device=regions.device)
+        return global_mean(with_regions.sum(dtype=torch.float64), number, self.group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from cllip_fast.errors import check_choice, check_tensor
 from cllip_fast.exchange import group_name
 from cllip_fast.kernels.products import accumulation_dtype
 from cllip_fast.losses.boxes import box_giou
-from cllip_fast.losses.local_inputs import check_weight
+from cllip_fast.losses.local_inputs import check_mask, check_weight
 from cllip_fast.streaming.global_mean import global_mean
 
 KINDS = ("mse", "l1_giou")
@@ -40,7 +39,7 @@ class GroundingLoss(nn.Module):
         kind: str = "mse",
         l1_weight: float = 2.5,
         giou_weight: float = 1.0,
-        group: dist.ProcessGroup | None = None,
+        group: dist.ProcessGroup | str | None = None,
     ) -> None:
         super().__init__()
         self.kind = check_choice("kind", kind, KINDS)
@@ -67,18 +66,11 @@ class GroundingLoss(nn.Module):
         check_tensor("boxes", boxes, (batch, regions, 4), floating=True, like=first)
         dtype = accumulation_dtype(predicted_boxes.dtype)
         predicted, truth = predicted_boxes.to(dtype), boxes.detach().to(dtype)
-        if mask is None:
-            number = predicted.new_full((), batch * regions)
-        else:
-            check_tensor("mask", mask, (batch, regions), dtype=torch.bool, like=first)
-            number = mask.sum(dtype=dtype)
-            # Zeroed before the arithmetic: a gradient of 0 times NaN would be NaN.
-            predicted = predicted.masked_fill(~mask[..., None], 0)
-            truth = truth.masked_fill(~mask[..., None], 0)
-        losses = self._losses(predicted, truth)
-        if mask is not None:
-            losses = losses.masked_fill(~mask, 0)
-        loss = global_mean(losses.sum(), number, self.group)
+        mask = check_mask("mask", mask, first)
+        # Zeroed before the arithmetic too: a gradient of 0 times NaN would be NaN.
+        padded = ~mask[..., None]
+        losses = self._losses(predicted.masked_fill(padded, 0), truth.masked_fill(padded, 0)).masked_fill(~mask, 0)
+        loss = global_mean(losses.sum(), mask.sum(dtype=dtype), self.group)
         return {"grounding_loss": loss} if output_dict else loss
 
     def _losses(self, predicted: Tensor, truth: Tensor) -> Tensor:

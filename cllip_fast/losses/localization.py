@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cllip_fast.errors import InputError, check_tensor
 from cllip_fast.exchange import group_name
 from cllip_fast.kernels.localize.boxes import patches_in_boxes
-from cllip_fast.losses.local_inputs import check_patches_and_texts
+from cllip_fast.losses.inputs import check_scalar
+from cllip_fast.losses.local_inputs import check_ids, check_mask, check_patches_and_texts
 from cllip_fast.streaming.localization import localization
 
 
@@ -27,7 +28,7 @@ class PatchLocalizationLoss(nn.Module):
         group: process group over which the batch is spread; None: this process alone.
     """
 
-    def __init__(self, *, other_images: bool = False, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, *, other_images: bool = False, group: dist.ProcessGroup | str | None = None) -> None:
         super().__init__()
         self.other_images = other_images
         self.group = group_name(group)
@@ -47,27 +48,29 @@ class PatchLocalizationLoss(nn.Module):
 
         Args:
             patch_features: [B, P, D] unit-norm, P = rows · columns of the grid, row by row.
-            text_features: [B, T, D] unit-norm, the texts of each image, of the same type.
+            text_features: [B, T, D] unit-norm, the texts of each image.
             boxes: [B, T, 4] xyxy in [0, 1] of the image; no gradient flows to them.
             logit_scale: [] or [1], already exponentiated.
             mask: [B, T] bool, False for padding, which may hold anything. None: all texts are valid.
             patch_grid: (rows, columns); None: a square.
-            group_ids: [B, T] int64, used with `other_images`.
+            group_ids: [B, T] integers, used with `other_images`.
             output_dict: return a dict.
 
         Raises:
             InputError: an argument has the wrong shape, type or device, or the grid does not have P patches.
         """
-        texts, mask = check_patches_and_texts(patch_features, text_features, logit_scale, mask, group_ids)
-        shape = (*mask.shape, 4)
-        check_tensor("boxes", boxes, shape, floating=True, like=("patch_features", patch_features))
+        patches, texts = check_patches_and_texts(patch_features, text_features)
+        mask = check_mask("mask", mask, ("text_features", texts))
+        ids = check_ids(group_ids, ("text_features", texts))
+        check_tensor("boxes", boxes, (*mask.shape, 4), floating=True, like=("patch_features", patches))
         loss = localization(
-            patch_features,
-            texts,
-            logit_scale,
-            patches_in_boxes(boxes.detach(), _grid(patch_grid, patch_features.shape[1])),
+            patches,
+            # Padding may hold anything: zeros keep NaN out of the products.
+            texts.masked_fill(~mask[..., None], 0),
+            check_scalar("logit_scale", logit_scale, patches),
+            patches_in_boxes(boxes.detach(), _grid(patch_grid, patches.shape[1])),
             valid=mask,
-            ids=group_ids if self.other_images else None,
+            ids=ids if self.other_images else None,
             other_images=self.other_images,
             group=self.group,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cllip_fast.errors import check_choice, check_tensor
+from cllip_fast.errors import InputError, check_choice
 from cllip_fast.exchange import group_name
-from cllip_fast.losses.local_inputs import check_number, check_patches_and_texts
+from cllip_fast.losses.inputs import check_scalar, check_threshold
+from cllip_fast.losses.local_inputs import check_ids, check_mask, check_patches_and_texts, check_weight
 from cllip_fast.streaming import chunk_argument
 from cllip_fast.streaming.patch_text import patch_text
 
@@ -47,16 +47,16 @@ class PatchTextLoss(nn.Module):
         pool: str = "max",
         pool_temperature: float = 0.1,
         filter_threshold: float | None = None,
-        group: dist.ProcessGroup | None = None,
+        group: dist.ProcessGroup | str | None = None,
         backend: str = "auto",
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         self.pool = check_choice("pool", pool, POOLS)
-        self.pool_temperature = check_number("pool_temperature", pool_temperature, 0)
-        if filter_threshold is not None:
-            check_number("filter_threshold", filter_threshold, -1, 1)
-        self.filter_threshold = filter_threshold
+        self.pool_temperature = check_weight("pool_temperature", pool_temperature)
+        if self.pool_temperature == 0:
+            raise InputError("pool_temperature is 0, expected a number above 0; pool='max' is its limit")
+        self.filter_threshold = check_threshold(filter_threshold)
         self.backend = check_choice("backend", backend, BACKENDS)
         self.chunk_size = chunk_argument(chunk_size)
         self.group = group_name(group)
@@ -75,10 +75,10 @@ class PatchTextLoss(nn.Module):
 
         Args:
             patch_features: [B, P, D] unit-norm. B and P may differ between ranks.
-            text_features: [B, T, D] unit-norm, the texts of each image, of the same type.
+            text_features: [B, T, D] unit-norm, the texts of each image.
             logit_scale: [] or [1], already exponentiated.
             mask: [B, T] bool, False for padding, which may hold anything. None: all texts are valid.
-            group_ids: [B, T] int64; an image that has a valid text with the id of text j is no negative for it.
+            group_ids: [B, T] integers; an image that has a valid text with the id of text j is no negative for it.
             patch_mask: [B, P] bool, False for padding, which may hold anything. An image without any patch takes no
                 part, nor do its texts.
             output_dict: return a dict.
@@ -86,18 +86,20 @@ class PatchTextLoss(nn.Module):
         Raises:
             InputError: an argument has the wrong shape, type or device.
         """
-        texts, mask = check_patches_and_texts(patch_features, text_features, logit_scale, mask, group_ids)
+        patches, texts = check_patches_and_texts(patch_features, text_features)
+        mask = check_mask("mask", mask, ("text_features", texts))
+        ids = check_ids(group_ids, ("text_features", texts))
         if patch_mask is not None:
-            shape = tuple(patch_features.shape[:2])
-            check_tensor("patch_mask", patch_mask, shape, dtype=torch.bool, like=("patch_features", patch_features))
-            patch_features = patch_features.masked_fill(~patch_mask[..., None], 0)
+            patch_mask = check_mask("patch_mask", patch_mask, ("patch_features", patches))
+            patches = patches.masked_fill(~patch_mask[..., None], 0)
             mask = mask & patch_mask.any(1, keepdim=True)
         loss = patch_text(
-            patch_features,
-            texts,
-            logit_scale,
+            patches,
+            # Padding may hold anything: zeros keep NaN out of the products.
+            texts.masked_fill(~mask[..., None], 0),
+            check_scalar("logit_scale", logit_scale, patches),
             valid=mask,
-            ids=group_ids,
+            ids=ids,
             patch_mask=patch_mask,
             pool=self.pool,
             temperature=self.pool_temperature,

@@ -17,6 +17,7 @@ from cllip_fast.streaming.backends import kernels
 from cllip_fast.streaming.gradients import softmax_backward, upstream
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
+from cllip_fast.streaming.small import is_small, small_info_nce
 from cllip_fast.streaming.statistics import combine, mean_weight, negative_log_likelihood, shared_reference
 from cllip_fast.streaming.walk import Walk
 
@@ -55,6 +56,8 @@ def info_nce(
     Returns:
         [] loss; 0 if there is no valid row on any rank. NaN features give a NaN loss.
     """
+    if valid is None and ids is None and threshold is None and is_small(rows, group, chunk_size, backend):
+        return small_info_nce(rows, texts, logit_scale)
     keep = torch.is_grad_enabled() and (rows.requires_grad or texts.requires_grad or logit_scale.requires_grad)
     return _forward(
         rows, texts, logit_scale, valid, ids, threshold, group, local, gather_grad, chunk_size, backend, keep

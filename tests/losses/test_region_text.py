@@ -73,11 +73,8 @@ def test_filter_takes_the_cosine_of_unnormalised_texts() -> None:
 def test_padding_is_never_looked_at() -> None:
     found, texts, ids, mask = regions(9, 4)
     scale = torch.tensor(20.0, dtype=torch.float64)
-    inputs = [
-        found.masked_fill(~mask[..., None], float("nan")),
-        texts.masked_fill(~mask[..., None], float("inf")),
-        scale,
-    ]
+    padded = ~mask[..., None]
+    inputs = [found.masked_fill(padded, float("nan")), texts.masked_fill(padded, float("inf")), scale]
     ours = dense.value_and_gradients(lambda *each: RegionTextLoss()(*each, mask, ids), inputs)
     clean = [found.masked_fill(padded, 0), texts.masked_fill(padded, 0), scale]
     torch.testing.assert_close(ours, dense.value_and_gradients(lambda *each: RegionTextLoss()(*each, mask, ids), clean))
