@@ -23,7 +23,7 @@ lint: $(READY)             ## style and imports
 	$(BIN)/ruff format --check .
 
 # open_clip_torch is a peer of the tests: they load single files of it, so its own requirements stay out.
-$(READY): setup.py pyproject.toml constraints.txt
+$(READY): setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of constraints.txt into $(VENV) (about a minute)"

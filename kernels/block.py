@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cllip_fast.kernels.products import operand
+from cllip_fast.kernels.products import accumulation_dtype, operand, product
 
 TILE_ELEMENTS = 2**20
 """Scores in a tile, at most (unless one row has more): 4 MiB in fp32. A kernel holds up to three tiles at a time."""
@@ -51,32 +51,43 @@ class Block:
         first = max(row, start)
         return slice(first, max(first, min(row + length, stop)))
 
-    def exclude(self, tile: Tensor, start: int, columns: Tensor, space: Workspace, value: float) -> None:
-        """Set the excluded pairs of a score tile (whose first row is `start`) to `value`, in place."""
-        rows = slice(start, start + tile.shape[0])
-        excluded = None
+    def excluded(self, start: int, stop: int, columns: Tensor, out: Tensor | None = None) -> Tensor | None:
+        """[stop − start, m] bool, True for excluded pairs of rows start … stop; None if no pair can be.
+
+        Args:
+            start, stop: rows.
+            columns: [m, D] texts, for the conflict filter.
+            out: [stop − start, m] room for the filter's cosines; None: allocated.
+        """
+        rows, result = slice(start, stop), None
         if self.row_texts is not None:
-            # |column| on the right-hand side instead of a normalised copy of the chunk.
-            norms = torch.linalg.vector_norm(columns, dim=1, dtype=tile.dtype)
-            cosines = space.tile(2, *tile.shape)
             texts = self.row_texts[rows]
-            if texts.dtype == tile.dtype:
-                torch.mm(texts, columns.t(), out=cosines)
-            else:
-                torch.mm(texts, columns.t(), out_dtype=tile.dtype, out=cosines)
-            excluded = cosines > norms * self.threshold
+            dtype = accumulation_dtype(texts.dtype)
+            # |column| on the right-hand side instead of a normalised copy of the chunk.
+            limits = torch.linalg.vector_norm(columns, dim=1, dtype=dtype).mul_(self.threshold)
+            result = product(texts, columns.t(), out, dtype) > limits
         if self.row_ids is not None and self.column_ids is not None:
             same = self.row_ids[rows, None] == self.column_ids
-            excluded = same if excluded is None else excluded.logical_or_(same)
-        if excluded is not None:
-            diagonal = self.diagonal(excluded, start)
+            result = same if result is None else result.logical_or_(same)
+        if result is not None:
+            diagonal = self.diagonal(result, start)
             if diagonal is not None:
                 diagonal.fill_(False)
-            tile.masked_fill_(excluded, value)
-        if self.column_valid is not None:
-            tile.masked_fill_(~self.column_valid, value)
-        if self.row_valid is not None:
-            tile.masked_fill_(~self.row_valid[rows, None], value)
+        for padding in (
+            None if self.row_valid is None else ~self.row_valid[rows, None],
+            None if self.column_valid is None else ~self.column_valid[None],
+        ):
+            if padding is not None:
+                whole = padding.expand(stop - start, columns.shape[0])
+                result = whole.contiguous() if result is None else result.logical_or_(padding)
+        return result
+
+    def exclude(self, tile: Tensor, start: int, columns: Tensor, space: Workspace) -> None:
+        """Set the excluded pairs of a score tile (whose first row is `start`) to −∞, in place."""
+        room = None if self.row_texts is None else space.tile(2, *tile.shape)
+        excluded = self.excluded(start, start + tile.shape[0], columns, room)
+        if excluded is not None:
+            tile.masked_fill_(excluded, float("-inf"))
 
 
 class Workspace:

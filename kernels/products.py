@@ -21,12 +21,19 @@ def operand(features: Tensor) -> Tensor:
     return features.to(accumulation_dtype(features.dtype))
 
 
+def product(left: Tensor, right: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """left [n, D] · right [D, m] in `dtype`, the accumulation type, into `out` if given."""
+    if left.dtype == dtype:
+        return torch.mm(left, right, out=out)
+    return torch.mm(left, right, out_dtype=dtype, out=out)
+
+
 def scores(rows: Tensor, columns: Tensor, scale: Tensor, out: Tensor) -> Tensor:
     """out [n, m] = scale · rows [n, D] · columns [m, D]ᵀ."""
     if rows.dtype == out.dtype:
-        return torch.mm(rows * scale, columns.t(), out=out)
+        return product(rows * scale, columns.t(), out, out.dtype)
     # Scaling half-precision rows first would round them; the tile is scaled instead.
-    return torch.mm(rows, columns.t(), out_dtype=out.dtype, out=out).mul_(scale)
+    return product(rows, columns.t(), out, out.dtype).mul_(scale)
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 def clip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """Mean of row and column cross-entropies; images, texts [N, D]."""
     logits = scale * images @ texts.t()
-    labels = torch.arange(len(images))
+    labels = torch.arange(len(images), device=images.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
@@ -21,7 +21,7 @@ def siglip(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = N
     logits = scale * images @ texts.t()
     if bias is not None:
         logits = logits + bias
-    signs = 2 * torch.eye(len(images), dtype=images.dtype) - 1
+    signs = 2 * torch.eye(len(images), dtype=images.dtype, device=images.device) - 1
     return -F.logsigmoid(signs * logits).sum() / len(images)
 
 
@@ -34,11 +34,11 @@ def region(
     threshold: float | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE over the valid rows of [R, D] with excluded pairs; 0 if there is none."""
-    keep = torch.ones(len(regions), dtype=torch.bool) if mask is None else mask
+    keep = torch.ones(len(regions), dtype=torch.bool, device=regions.device) if mask is None else mask
     regions, texts = regions[keep], texts[keep]
     if not len(regions):
         return (regions.sum() + texts.sum() + scale.sum()) * 0
-    excluded = torch.zeros(len(regions), len(regions), dtype=torch.bool)
+    excluded = torch.zeros(len(regions), len(regions), dtype=torch.bool, device=regions.device)
     if threshold is not None:
         unit = F.normalize(texts.detach(), dim=1)
         excluded |= unit @ unit.t() > threshold
@@ -46,7 +46,7 @@ def region(
         excluded |= ids[keep][:, None] == ids[keep]
     excluded.fill_diagonal_(False)
     logits = (scale * regions @ texts.t()).masked_fill(excluded, float("-inf"))
-    labels = torch.arange(len(regions))
+    labels = torch.arange(len(regions), device=regions.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 

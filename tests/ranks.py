@@ -54,11 +54,12 @@ def _raise_failure(processes: list[Any], folder: Path, timeout: float) -> None:
     reports = [path.read_text() for path in sorted(folder.glob("*.err"))]
     if reports:
         raise AssertionError("\n".join(reports))
-    for rank, process in enumerate(processes):
-        if process.exitcode is None:
-            raise AssertionError(f"rank {rank} was still running after {timeout} s")
-        if process.exitcode:
-            raise AssertionError(f"rank {rank} ended with exit code {process.exitcode}")
+    died = {rank: process.exitcode for rank, process in enumerate(processes) if process.exitcode}
+    if died:
+        raise AssertionError(f"ranks ended with exit codes {died}")
+    running = [rank for rank, process in enumerate(processes) if process.exitcode is None]
+    if running:
+        raise AssertionError(f"ranks {running} were still running after {timeout} s")
 
 
 def _rank(rank: int, world_size: int, folder: str, timeout: float, function: Callable[..., Any], args: tuple) -> None:

@@ -125,7 +125,7 @@ class CllipLoss(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """The total, a scalar; or its weighted parts by name, which sum to it.
 
-        All arguments are what the model's forward returns under the same names; those that no part needs may be left out.
+        All arguments are what the model returns under the same names; those that no part needs may be left out.
 
         Args:
             image_features, text_features: [B, E] unit-norm.

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cllip_fast.errors import InputError, check_tensor
-from cllip_fast.exchange import ALONE, WORLD, group_name
+from cllip_fast.exchange import ALONE, WORLD, Exchange, group_name
 
 
 def check_pair(left: tuple[str, Tensor], right: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -56,13 +56,11 @@ def resolve_group(group: dist.ProcessGroup | str | None, rank: int, world_size: 
     """(name, rank, world size): of `group` if there is one, else of the world if OpenCLIP's `world_size` says several.
 
     Raises:
-        InputError: `rank` and `world_size` are not those of the initialised world.
+        InputError: `rank` and `world_size` are not those of the initialised world, or `group` does not exist.
     """
     if group is not None:
-        name = group_name(group)
-        if isinstance(group, str):
-            return name, rank, world_size
-        return name, dist.get_rank(group), dist.get_world_size(group)
+        exchange = Exchange(group)
+        return group_name(group), exchange.rank, exchange.world_size
     if world_size == 1:
         return ALONE, 0, 1
     if dist.is_available() and dist.is_initialized():

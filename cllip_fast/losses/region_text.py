@@ -60,7 +60,8 @@ class RegionTextLoss(nn.Module):
             text_features: the same shape; text i names region i.
             logit_scale: [] or [1], already exponentiated.
             mask: [B, M] or [R] bool, True for real regions; None: all are. Padded features are never looked at.
-            group_ids: [B, M] or [R] integers; equal ids, on any ranks, mean the same text. All ranks or none.
+            group_ids: [B, M] or [R] integers; equal ids, on any ranks, mean the same text. Mask and ids must be given
+                on all ranks or on none.
             output_dict: return a dict.
 
         Raises:
@@ -76,15 +77,20 @@ class RegionTextLoss(nn.Module):
             ("region_features", region_features.reshape(-1, shape[-1])),
             ("text_features", text_features.reshape(-1, shape[-1])),
         )
-        if mask is not None:
-            mask = check_tensor("mask", mask, shape[:-1], dtype=torch.bool, like=like).flatten()
-            # Padding may hold anything: zeros keep NaN out of the products, and their gradient is 0.
-            regions, texts = (each.masked_fill(~mask[:, None], 0) for each in (regions, texts))
         if group_ids is not None:
             check_tensor("group_ids", group_ids, shape[:-1], like=like)
             if group_ids.is_floating_point() or group_ids.dtype == torch.bool:
                 raise InputError(f"group_ids has dtype {group_ids.dtype}, expected integers")
             group_ids = group_ids.flatten().to(torch.int64)
+        if mask is not None:
+            mask = check_tensor("mask", mask, shape[:-1], dtype=torch.bool, like=like).flatten()
+            if mask.is_cuda or torch.compiler.is_compiling():
+                # The number of regions is not known here. Zeros keep NaN in the padding out of the products.
+                regions, texts = (each.masked_fill(~mask[:, None], 0) for each in (regions, texts))
+            else:
+                regions, texts = regions[mask], texts[mask]
+                group_ids = None if group_ids is None else group_ids[mask]
+                mask = None
         loss = info_nce(
             regions,
             texts,

@@ -200,13 +200,13 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _gradients(ctx: Any, contrastive: Tensor, soft: Tensor, *_: None) -> tuple:
-    needs = ctx.needs_input_grad[:3]
+    needs, saved = ctx.needs_input_grad[:3], ctx.saved_tensors  # unpacked once: checkpointing recomputes at that
     settings = (ctx.group, ctx.local, ctx.gather_grad, ctx.chunk_size, ctx.backend)
-    d_rows, d_texts, d_scale = _backward(contrastive, soft, *ctx.saved_tensors, *settings, *needs)
+    d_rows, d_texts, d_scale = _backward(contrastive, soft, *saved, *settings, *needs)
     return (
         d_rows if needs[0] else None,
         d_texts if needs[1] else None,
-        d_scale.view(ctx.saved_tensors[2].shape) if needs[2] else None,
+        d_scale.view(saved[2].shape) if needs[2] else None,
         *[None] * 9,
     )
 

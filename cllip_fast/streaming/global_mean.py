@@ -52,7 +52,9 @@ def _setup(ctx, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, gradient: Tensor, *_: None) -> tuple:
+def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
+    if gradient is None:
+        return None, None, None
     return _backward(gradient, *ctx.saved_tensors, ctx.group), None, None
 
 

@@ -56,8 +56,8 @@ def info_nce(
     Returns:
         [] loss; 0 if there is no valid row on any rank. NaN features give a NaN loss.
     """
-    if valid is None and ids is None and threshold is None and is_small(rows, group, chunk_size, backend):
-        return small_info_nce(rows, texts, logit_scale)
+    if valid is None and is_small(rows, group, chunk_size, backend):
+        return small_info_nce(rows, texts, logit_scale, ids, threshold)
     keep = torch.is_grad_enabled() and (rows.requires_grad or texts.requires_grad or logit_scale.requires_grad)
     return _forward(
         rows, texts, logit_scale, valid, ids, threshold, group, local, gather_grad, chunk_size, backend, keep
@@ -214,12 +214,12 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _gradients(ctx: Any, gradient: Tensor, *_: None) -> tuple:
-    needs = ctx.needs_input_grad[:3]
-    d_rows, d_texts, d_scale = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
+    needs, saved = ctx.needs_input_grad[:3], ctx.saved_tensors  # unpacked once: checkpointing recomputes at that
+    d_rows, d_texts, d_scale = _backward(gradient, *saved, *ctx.settings, *needs)
     return (
         d_rows if needs[0] else None,
         d_texts if needs[1] else None,
-        d_scale.view(ctx.saved_tensors[2].shape) if needs[2] else None,
+        d_scale.view(saved[2].shape) if needs[2] else None,
         *[None] * 9,
     )
 

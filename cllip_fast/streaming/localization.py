@@ -186,7 +186,9 @@ def _setup(ctx, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, gradient: Tensor, *_: None) -> tuple:
+def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
+    if gradient is None:
+        return (None,) * 8
     needs = ctx.needs_input_grad[:3]
     grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
     return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 5

@@ -7,22 +7,17 @@ the local images with all texts are kept from forward to backward; an excluded p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels.block import unit_texts
-from cllip_fast.kernels.patch_text.exclusions import conflicts
 from cllip_fast.kernels.patch_text.tiles import pool_backward, pool_scores, saved_dtype
 from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.gradients import TextGradients
-from cllip_fast.streaming.plan import gathered_buffer, rows_in_chunk
+from cllip_fast.streaming.patch_walk import NO_PAIR, PatchWalk, exclude
+from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
-
-_NONE = float("-inf")
 
 
 def patch_text(
@@ -74,93 +69,6 @@ def patch_text(
     )[0]
 
 
-@dataclass(slots=True)
-class _Chunk:
-    """Columns of one chunk, of all ranks: [W, k] flattened."""
-
-    span: slice  # rows of each rank
-    texts: Tensor  # [W·k, D] in the products' type
-    owner: Tensor  # [W·k] image on its own rank, -1 for a text that is not valid
-    ids: Tensor | None  # [W·k]
-    own_rows: slice  # this rank's texts in it, of all its texts
-    own_columns: slice  # and where they stand in the chunk
-
-
-class _Walk:
-    """What forward and backward share: operands, owners and the chunks of one call."""
-
-    def __init__(
-        self,
-        texts: Tensor,
-        valid: Tensor,
-        ids: Tensor | None,
-        like: Tensor,
-        exchange: Exchange,
-        counts: tuple[int, ...],
-        chunk_size: int,
-    ) -> None:
-        self.exchange, self.counts = exchange, counts
-        self.texts = texts.flatten(0, 1)
-        self.size = rows_in_chunk(counts, chunk_size)
-        self.images = torch.arange(valid.shape[0], device=valid.device)
-        # The image of each text, valid or not.
-        self.image_of = self.images[:, None].expand_as(valid).flatten()
-        owner = torch.where(valid.flatten(), self.image_of, -1)
-        self.owner = exchange.all_gather(owner, counts, fill=-1)
-        self.ids = None if ids is None else exchange.all_gather(ids.flatten(), counts)
-        self.like = like
-
-    def chunks(self, keep: Tensor | None, again: bool = False) -> Iterator[_Chunk]:
-        """Every chunk; the texts gathered are put into `keep`, or `again` taken from there."""
-        if again and keep is not None:
-            gathered = self.exchange.kept_chunks(keep, self.texts.shape[1], self.counts, self.size)
-        else:
-            gathered = self.exchange.gather_chunks(self.texts, self.counts, self.size, keep)
-        for start, texts in gathered:
-            length = texts.shape[1]
-            span = slice(start, start + length)
-            own = max(0, min(length, self.texts.shape[0] - start))
-            first = self.exchange.rank * length
-            yield _Chunk(
-                span=span,
-                texts=operand(texts.flatten(0, 1)),
-                owner=self.owner[:, span].flatten(),
-                ids=None if self.ids is None else self.ids[:, span].flatten(),
-                own_rows=slice(start, start + own),
-                own_columns=slice(first, first + own),
-            )
-
-    def block(self, table: Tensor, chunk: _Chunk) -> Tensor:
-        """The chunk's columns of `table` [B, W, n], contiguous [B, W·k]."""
-        return table[:, :, chunk.span].flatten(1)
-
-    def positives(self, chunk: _Chunk) -> tuple[Tensor, Tensor]:
-        """(image, column) of this rank's texts in the chunk."""
-        columns = torch.arange(chunk.own_columns.start, chunk.own_columns.stop, device=self.images.device)
-        return self.image_of[chunk.own_rows], columns
-
-
-def _exclude(
-    pooled: Tensor,
-    walk: _Walk,
-    chunk: _Chunk,
-    valid: Tensor,
-    ids: Tensor | None,
-    filter_texts: Tensor | None,
-    threshold: float | None,
-    patch_mask: Tensor | None,
-) -> None:
-    """Set the pairs of `pooled` [B, W·k] that are no negatives to −inf: the positives too."""
-    pooled.masked_fill_(chunk.owner < 0, _NONE)
-    own = pooled[:, chunk.own_columns]
-    own.masked_fill_(walk.image_of[chunk.own_rows] == walk.images[:, None], _NONE)
-    excluded = conflicts(valid, chunk.texts, ids, chunk.ids, filter_texts, 1.0 if threshold is None else threshold)
-    if excluded is not None:
-        pooled.masked_fill_(excluded, _NONE)
-    if patch_mask is not None:
-        pooled.masked_fill_(~patch_mask.any(1, keepdim=True), _NONE)
-
-
 @torch.library.custom_op("cllip_fast::patch_text", mutates_args=())
 def _forward(
     patches: Tensor,
@@ -182,13 +90,13 @@ def _forward(
         exchange = Exchange(group)
         counts = exchange.row_counts(texts.flatten(0, 1))
         accumulator = patches.new_empty(0, dtype=accumulation_dtype(patches.dtype))
-        walk = _Walk(texts, valid, ids, accumulator, exchange, counts, chunk_size)
+        walk = PatchWalk(texts, valid, ids, exchange, counts, chunk_size)
         a = scale.reshape(()).to(accumulator.dtype)
         shape = (patches.shape[0], len(counts), max(counts))
         pooled = accumulator.new_empty(shape)
         saved = patches.new_empty(shape, dtype=saved_dtype(pool, patches))
         positive = accumulator.new_empty(walk.texts.shape[0])
-        row_lse = accumulator.new_full((shape[0],), _NONE)
+        row_lse = accumulator.new_full((shape[0],), NO_PAIR)
         column_lse = accumulator.new_empty(shape[1:])
         filter_texts = None
         if threshold is not None:
@@ -198,9 +106,9 @@ def _forward(
             block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)
             pool_scores(patches, chunk.texts, patch_mask, pool, temperature, block, extra)
             positive[chunk.own_rows] = block[walk.positives(chunk)]
-            _exclude(block, walk, chunk, valid, ids, filter_texts, threshold, patch_mask)
-            pooled[:, :, chunk.span] = block.view(shape[0], shape[1], -1)
-            saved[:, :, chunk.span] = extra.view(shape[0], shape[1], -1)
+            exclude(block, walk, chunk, valid, ids, filter_texts, threshold, patch_mask)
+            pooled[:, :, chunk.span] = block.unflatten(1, (shape[1], chunk.span.stop - chunk.span.start))
+            saved[:, :, chunk.span] = extra.unflatten(1, (shape[1], chunk.span.stop - chunk.span.start))
             logits = block * a
             row_lse = torch.logaddexp(row_lse, logits.logsumexp(1))
             column_lse[:, chunk.span] = logits.logsumexp(0).view(shape[1], -1)
@@ -222,7 +130,7 @@ def _over_ranks(exchange: Exchange, lse: Tensor) -> Tensor:
     return common + exchange.all_sum((lse - common).exp()).log()
 
 
-def _margins(walk: _Walk, row_lse: Tensor, column_lse: Tensor, logits: Tensor) -> Tensor:
+def _margins(walk: PatchWalk, row_lse: Tensor, column_lse: Tensor, logits: Tensor) -> Tensor:
     """[2, B·T]: how far the negatives (of the text, of its image) exceed each of this rank's positives."""
     columns = column_lse[walk.exchange.rank, : logits.shape[0]]
     return torch.stack([columns, row_lse[walk.image_of]]).sub_(logits)
@@ -291,7 +199,7 @@ def _backward(
     """-> d_patches, d_texts, d_scale; those not needed have 0 elements."""
     with plain_precision(patches):
         exchange = Exchange(group)
-        walk = _Walk(texts, valid, None, pooled, exchange, tuple(counts.tolist()), chunk_size)
+        walk = PatchWalk(texts, valid, None, exchange, tuple(counts.tolist()), chunk_size)
         a = scale.reshape(()).to(pooled.dtype)
         pulls = _margins(walk, row_lse, column_lse, positive * a).sigmoid_().mul_(weight)
         pulls.masked_fill_(~valid.flatten(), 0)
@@ -299,19 +207,20 @@ def _backward(
         row_weight = pulls[1].view(valid.shape).sum(1)
         d_positive = pulls.sum(0).neg_()
         # Where there is no negative, every exponential is e^-inf: any finite reference will do.
-        row_lse = row_lse.masked_fill(row_lse == _NONE, 0)
-        column_lse = column_lse.masked_fill(column_lse == _NONE, 0)
+        row_lse = row_lse.masked_fill(row_lse == NO_PAIR, 0)
+        column_lse = column_lse.masked_fill(column_lse == NO_PAIR, 0)
 
         d_patches = pooled.new_zeros(patches.shape if need_patches else 0)
         d_texts = TextGradients(exchange, walk.counts, texts.shape[2], pooled, need_texts)
         d_scale = pooled.new_zeros(())
+        factor = a * exchange.all_sum(gradient)
         for chunk in walk.chunks(kept if kept.numel() else None, again=True):
             block = walk.block(pooled, chunk)
             logits = block * a
             by_row = (logits - row_lse[:, None]).exp_().mul_(row_weight[:, None])
             d_pooled = logits.sub_(column_lse[:, chunk.span].flatten()).exp_()
             d_pooled.mul_(column_weight[:, chunk.span].flatten()).add_(by_row)
-            finite = block.masked_fill(block == _NONE, 0)
+            finite = block.masked_fill(block == NO_PAIR, 0)
             d_pooled[walk.positives(chunk)] = d_positive[chunk.own_rows]
             finite[walk.positives(chunk)] = positive[chunk.own_rows]
             d_scale += (d_pooled * finite).sum()
@@ -323,18 +232,17 @@ def _backward(
                 temperature,
                 finite,
                 walk.block(saved, chunk),
-                d_pooled,
+                d_pooled.mul_(factor),
                 d_patches,
                 d_texts.chunk(chunk.span),
             )
             d_texts.send(chunk.span)
         own_texts = d_texts.collect(walk.texts.shape[0])
-        factor = a * exchange.all_sum(gradient)
         if need_scale:
             d_scale = (exchange.all_sum(d_scale) * gradient).to(scale.dtype).reshape(scale.shape)
         return (
-            d_patches.mul_(factor).to(patches.dtype) if need_patches else patches.new_empty(0),
-            (own_texts * factor).to(texts.dtype).view(texts.shape) if need_texts else texts.new_empty(0),
+            d_patches.to(patches.dtype) if need_patches else patches.new_empty(0),
+            own_texts.to(texts.dtype).view(texts.shape) if need_texts else texts.new_empty(0),
             d_scale if need_scale else scale.new_empty(0),
         )
 
@@ -376,7 +284,9 @@ def _setup(ctx, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, gradient: Tensor, *_: None) -> tuple:
+def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
+    if gradient is None:
+        return (None,) * 12
     needs = ctx.needs_input_grad[:3]
     grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
     return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 9

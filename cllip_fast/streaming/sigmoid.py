@@ -17,6 +17,7 @@ from cllip_fast.streaming.gradients import TextGradients
 from cllip_fast.streaming.info_nce import fake_gathered
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
+from cllip_fast.streaming.small import is_small, small_sigmoid_loss
 from cllip_fast.streaming.walk import Walk
 
 
@@ -43,6 +44,8 @@ def sigmoid_loss(
     Returns:
         [] this rank's loss in the accumulation type; gradients are those of the sum of all ranks' losses.
     """
+    if is_small(rows, group, chunk_size, backend):
+        return small_sigmoid_loss(rows, texts, logit_scale, logit_bias)
     inputs = (rows, texts, logit_scale) if logit_bias is None else (rows, texts, logit_scale, logit_bias)
     keep = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
     return _forward(rows, texts, logit_scale, logit_bias, group, chunk_size, backend, keep)[0]
@@ -159,10 +162,11 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _gradients(ctx: Any, gradient: Tensor, *_: None) -> tuple:
-    needs = ctx.needs_input_grad[:4]
-    grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
-    inputs = ctx.saved_tensors[:4]
-    shaped = (grad.view(value.shape) if need else None for grad, value, need in zip(grads, inputs, needs, strict=True))
+    needs, saved = ctx.needs_input_grad[:4], ctx.saved_tensors  # unpacked once: checkpointing recomputes at that
+    grads = _backward(gradient, *saved, *ctx.settings, *needs)
+    shaped = (
+        grad.view(value.shape) if need else None for grad, value, need in zip(grads, saved[:4], needs, strict=True)
+    )
     return *shaped, *[None] * 4
 
 

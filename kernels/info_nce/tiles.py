@@ -60,7 +60,7 @@ def forward_block(
         tile = scores(rows[start:stop], columns, scale, space.tile(0, stop - start, columns.shape[0]))
         if statistics.shared:
             statistics.shared = max(abs(bound) for bound in torch.stack(tile.aminmax()).tolist()) <= SHARED_LIMIT
-        block.exclude(tile, start, columns, space, float("-inf"))
+        block.exclude(tile, start, columns, space)
         diagonal = block.diagonal(tile, start)
         if diagonal is not None:
             statistics.positive[block.rows_of(start, stop)] = diagonal
@@ -116,7 +116,7 @@ def backward_block(
         column_factor = torch.exp(reference - column_max).mul_(column_factor)
     for start, stop in space.spans(rows.shape[0]):
         tile = scores(rows[start:stop], columns, scale, space.tile(0, stop - start, columns.shape[0]))
-        block.exclude(tile, start, columns, space, float("-inf"))
+        block.exclude(tile, start, columns, space)
         scratch = space.tile(1, *tile.shape)
         here = block.rows_of(start, stop)
         there = slice(here.start - block.positive[0] + block.positive[1], None)

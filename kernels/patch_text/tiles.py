@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cllip_fast.kernels.patch_text.tiling import ScoreBuffer, tile_spans
+from cllip_fast.kernels.patch_text.tiling import ScoreBuffer, tile_elements, tile_spans
 from cllip_fast.kernels.products import accumulate, accumulation_dtype, operand
-
-GATHER_ELEMENTS = 2**22
-"""Patch numbers taken into the accumulation type at a time by the backward of max pooling: 16 MiB in fp32."""
 
 
 def saved_dtype(pool: str, patches: Tensor) -> torch.dtype:
@@ -93,10 +90,11 @@ def _max_backward(
 ) -> None:
     """Each text's gradient goes to one patch of each image: sums of gathered rows, B·t of them instead of B·P·t."""
     count = patches.shape[1]
+    texts = texts.to(gradient.dtype)
     best = count - saved.long()
     best.clamp_(max=count - 1)  # NaN scores equal no maximum; their gradient is NaN wherever it goes
     each_patch = torch.arange(count, device=best.device)
-    height = max(1, GATHER_ELEMENTS // (count * patches.shape[2]))
+    height = max(1, tile_elements(patches.is_cuda) // (count * patches.shape[2]))
     for start in range(0, patches.shape[0], height):
         images = slice(start, min(start + height, patches.shape[0]))
         chosen, weights = best[images], gradient[images]
@@ -110,12 +108,11 @@ def _max_backward(
         if d_texts.numel():
             rows = (chosen + each_image * count).t()
             first = torch.arange(columns, device=best.device) * number
-            d_texts += _sum_rows(patches[images].flatten(0, 1), rows, first, weights.t())
+            d_texts += _sum_rows(patches[images].flatten(0, 1).to(gradient.dtype), rows, first, weights.t())
 
 
 def _sum_rows(table: Tensor, rows: Tensor, first: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows of `table`, in order: sum k runs over entries first[k] … first[k + 1] of the flat lists."""
-    table = table.to(weights.dtype)
     return torch.embedding_bag(table, rows.flatten(), first.flatten(), mode=0, per_sample_weights=weights.flatten())[0]
 
 

@@ -14,9 +14,14 @@ GPU_TILE = 2**24
 """The same on a GPU: 64 MiB in fp32, to fill the device. A kernel holds up to three tiles at a time."""
 
 
+def tile_elements(on_gpu: bool) -> int:
+    """Numbers that a tile may hold."""
+    return GPU_TILE if on_gpu else CPU_TILE
+
+
 def tile_spans(images: int, patches: int, texts: int, on_gpu: bool) -> Iterator[tuple[slice, slice]]:
     """(images, texts) of each tile; images in the outer loop."""
-    budget = GPU_TILE if on_gpu else CPU_TILE
+    budget = tile_elements(on_gpu)
     width = max(1, min(texts, budget // patches))
     height = max(1, budget // (patches * width))
     for image in range(0, images, height):

@@ -76,5 +76,5 @@ def _signed_tile(
     diagonal = block.diagonal(tile, start)
     if diagonal is not None:
         diagonal.neg_()
-    block.exclude(tile, start, columns, space, float("-inf"))
+    block.exclude(tile, start, columns, space)
     return tile

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -75,6 +78,22 @@ def test_mismatches_raise_on_every_rank() -> None:
 def test_a_failing_rank_is_reported() -> None:
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         on_ranks(2, _fail)
+
+
+def test_a_hanging_or_dying_rank_is_reported() -> None:
+    with pytest.raises(AssertionError, match=r"ranks \[0, 1\] were still running after 2 s"):
+        on_ranks(2, _hang, timeout=2)
+    with pytest.raises(AssertionError, match=r"exit codes \{1: 7\}|rank 0:"):
+        on_ranks(2, _die)
+
+
+def _hang(rank: int, world_size: int) -> None:
+    time.sleep(60 * rank)
+
+
+def _die(rank: int, world_size: int) -> None:
+    if rank == 1:
+        os._exit(7)
 
 
 def _fail(rank: int, world_size: int) -> float:

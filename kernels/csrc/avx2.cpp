@@ -1,0 +1,4 @@
+// Compiled with -mavx2 -mfma.
+#define CLLIP_LANES 8
+#define CLLIP_INSTRUCTION_SET avx2
+#include "all_epilogues.h"

@@ -1,0 +1,4 @@
+// Compiled with -mavx512f and its companions.
+#define CLLIP_LANES 16
+#define CLLIP_INSTRUCTION_SET avx512
+#include "all_epilogues.h"
