@@ -5,6 +5,7 @@ At the top level they would shadow other projects' packages of the same names. C
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -53,9 +54,10 @@ def build_native(target: Path) -> None:
 
 
 def reason(error: OSError | subprocess.CalledProcessError) -> str:
-    """One line: the first that speaks of an error in what CMake or the compiler printed."""
-    lines = (error.output or "").splitlines() if isinstance(error, subprocess.CalledProcessError) else []
-    return next((line.strip() for line in lines if "error:" in line or line.startswith("  No CMAKE_")), str(error))
+    """One line: the beginning of the first error that CMake or the compiler printed."""
+    output = error.output or "" if isinstance(error, subprocess.CalledProcessError) else ""
+    found = re.search(r"(CMake Error|error:).*", output, flags=re.DOTALL)
+    return " ".join(found.group().split())[:200] if found else str(error)
 
 
 def under(folder: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The native CPU kernels: finds the library that `kernels/csrc` is built into, and calls it on tiles.
 
-The product of a tile stays with PyTorch; the library does what comes after it (exclusions, exponentials, sums, gradient)
-in one pass over memory, for fp32. Nothing is loaded before the first call. The environment variable CLLIP_INSTRUCTION_SET
-chooses among "avx512", "avx2" and "portable"; unset, the best one that the CPU has.
+The product of a tile stays with PyTorch; the library does what comes after it (exclusions, exponentials, sums, the
+gradient) in one pass over memory, for fp32. Nothing is loaded before the first call. The environment variable
+CLLIP_INSTRUCTION_SET chooses among "avx512", "avx2" and "portable"; unset, it is the best one that the CPU has.
 """
 
 from __future__ import annotations
