@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cllip_fast import __version__, extras
 from cllip_fast.data import Batch
 from cllip_fast.errors import InputError
+from cllip_fast.kernels import native
 from cllip_fast.losses import CllipLoss
 from cllip_fast.models import CllipModel, create_model
 from cllip_fast.train import checkpoint, distributed
@@ -79,7 +80,10 @@ def train(config: Config, world: distributed.World) -> None:
     if world.is_main:
         kind = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
         print(f"CLLIP-Fast {__version__}, torch {torch.__version__}, {world.size} x {kind}")
-        print(f"  {'extras':<13} {extras.report()}\n{config.describe()}", flush=True)
+        print(
+            f"  {'extras':<13} {extras.report()}\n  {'kernels':<13} {native.describe()}\n{config.describe()}",
+            flush=True,
+        )
 
     inputs = create_inputs(config, world)
     model = build_model(config, inputs.tokenizer.vocab_size).to(world.device)

@@ -13,7 +13,7 @@ from cllip_fast.data.phrases import COLOURS, SHAPES, SIZES, TEXTURES, Phrase
 SIDE_RANGES = {"small": (15, 20), "large": (24, 31)}  # pixels, both ends included
 OBJECT_COUNTS = (2, 5)
 MIN_VISIBLE = 0.8  # share of each object's own pixels that no later object covers
-DISTRACTOR_SHARE = 0.5  # of objects after the first that differ from an earlier one in a single attribute
+DISTRACTOR_SHARE = 0.3  # of objects after the first that differ from an earlier one in a single attribute
 CAPTION_COUNT = 2
 _PLACES_TRIED = 24
 _MAX_BOX_OVERLAP = 0.25  # of the smaller box: a cheap test before the exact one on pixels
@@ -73,7 +73,7 @@ def draw(rng: np.random.Generator, objects: Sequence[SceneObject]) -> np.ndarray
         variant, shift_y, shift_x = rng.integers(0, 12, size=3).tolist()
         second = drawing.texture_pattern(item.phrase.texture, variant, (shift_y, shift_x), item.mask.shape)
         first_rgb = np.asarray(drawing.COLOUR_RGB[item.phrase.colour]) + rng.integers(-18, 19, size=3)
-        rgb = np.stack([first_rgb, first_rgb * rng.uniform(0.2, 0.4)]).astype(np.int16)
+        rgb = np.stack([first_rgb, first_rgb * rng.uniform(0.3, 0.5)]).astype(np.int16)
         drawing.paint(image, item.left, item.top, item.mask, second, rgb)
     return drawing.add_pixel_noise(image, rng)
 
@@ -115,7 +115,8 @@ def _choose_phrase(
     if present and rng.random() < DISTRACTOR_SHARE:
         base = present[int(rng.integers(len(present)))]
         which = int(rng.integers(len(_VALUES)))
-        value = _VALUES[which][int(rng.integers(len(_VALUES[which])))]
+        others = [value for value in _VALUES[which] if value != base[which]]
+        value = others[int(rng.integers(len(others)))]
         near = Phrase(*base[:which], value, *base[which + 1 :])
         if near in allowed and near not in present:
             return near

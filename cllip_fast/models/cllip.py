@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cllip_fast.errors import InputError, check_choice, check_tensor
-from cllip_fast.models.checks import check_boxes, check_image_tokens, check_text
+from cllip_fast.models.checks import check_boxes, check_image_tokens, check_text, values_at_hand
 from cllip_fast.models.config import ModelConfig
 from cllip_fast.models.prompter import ImageMemory, Prompter
 from cllip_fast.models.roi_align import roi_align
@@ -158,8 +158,7 @@ class CllipModel(nn.Module):
             region_mask = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         check_tensor("region_mask", region_mask, (len(images), count), dtype=torch.bool)
 
-        region_text_features = F.normalize(self.text(region_text.flatten(0, 1)), dim=-1)
-        region_text_features = region_text_features.unflatten(0, (len(images), count))
+        region_text_features = self._encode_region_texts(region_text)
         scale = self.logit_scale if self.region_logit_scale is None else self.region_logit_scale
         output |= {
             "region_text_features": region_text_features,
@@ -242,6 +241,14 @@ class CllipModel(nn.Module):
             pooled = roi_align(self._normed_patches(image_tokens), boxes, self.config.patch_grid)
             features = self.visual.project(pooled)
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _encode_region_texts(self, region_text: Tensor) -> Tensor:
+        """Token ids [B, M, Lr] to unit features [B, M, E]; equal texts are encoded once where finding them is free."""
+        rows, which = region_text.flatten(0, 1), None
+        if values_at_hand(rows):
+            rows, which = rows.unique(dim=0, return_inverse=True)
+        features = F.normalize(self.text(rows), dim=-1)
+        return (features if which is None else features[which]).unflatten(0, region_text.shape[:2])
 
     def _require_prompter(self) -> Prompter:
         if self.prompter is None:

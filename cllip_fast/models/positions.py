@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 
-def encode_points(points: Tensor, width: int) -> Tensor:
+def encode_points(points: Tensor, width: int, highest: float = 32.0) -> Tensor:
     """Sinusoidal encodings of (x, y) points: the box corners of the Prompter, and the patch centres.
 
-    Frequencies run geometrically from π/2 (one quarter of a period across the image: order is readable) to 32π
-    (16 periods: 1/128 of the side is readable).
+    Frequencies run geometrically from π/2 (one quarter of a period across the image: order is readable) to
+    `highest`·π (at 32, 16 periods: 1/128 of the side is readable).
 
     Args:
         points: [..., 2], (x, y) in [0, 1].
         width: size of the encoding, a multiple of 4: sines and cosines of x, then of y.
+        highest: the highest frequency, in units of π.
 
     Returns:
         [..., width], entries in [-1, 1], each row of norm sqrt(width / 2).
     """
-    frequencies = torch.logspace(-1, 5, width // 4, base=2, device=points.device, dtype=points.dtype) * math.pi
+    frequencies = (
+        torch.logspace(-1, math.log2(highest), width // 4, base=2, device=points.device, dtype=points.dtype) * math.pi
+    )
     angles = points[..., None] * frequencies  # [..., 2, width/4]
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 

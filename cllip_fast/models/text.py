@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cllip_fast.models.blocks import Block, init_blocks
+from cllip_fast.models.checks import values_at_hand
 from cllip_fast.models.config import ModelConfig
 
 
@@ -28,13 +29,19 @@ class TextTower(nn.Module):
         )
         self.norm_out = nn.LayerNorm(width)
         self.project = nn.Linear(width, config.embed_dim, bias=False)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.01)
+        # CLIP's small embeddings make all texts of a fresh model nearly equal, which costs a short run much of its
+        # length (docs/log.md): the bidirectional tower starts with words that differ.
+        size = 0.02 if self.causal else 1.0
+        nn.init.normal_(self.tokens.weight, std=size)
+        nn.init.normal_(self.positions, std=size / (2 if self.causal else 10))
         init_blocks(self.blocks)
         nn.init.normal_(self.project.weight, std=width**-0.5)
 
     def forward(self, text: Tensor) -> Tensor:
         """Token ids [N, L] to features [N, E]. A text without any token gives a finite feature of no meaning."""
+        if values_at_hand(text):  # columns that are padding in every text change nothing but the time
+            used = (text != 0).any(0).nonzero()
+            text = text[:, : int(used[-1]) + 1 if len(used) else 1]
         length = text.shape[1]
         x = self.tokens(text) + self.positions[:length]
         if self.causal:

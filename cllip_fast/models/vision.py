@@ -42,7 +42,9 @@ class VisionTower(nn.Module):
             self.stem = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size, bias=False)
         self.class_token = nn.Parameter(width**-0.5 * torch.randn(width)) if config.class_token else None
         if config.stem == "conv":
-            table = 0.2 * encode_points(patch_centres(config.patch_grid), width)
+            # At most half a period a patch: higher frequencies alias on this grid. As large as the stem's tokens, or
+            # attention is slow to find neighbours (docs/log.md).
+            table = encode_points(patch_centres(config.patch_grid), width, highest=rows)
             self.positions = nn.Parameter(F.pad(table, (0, 0, self.extra_tokens, 0)))
         else:
             self.positions = nn.Parameter(width**-0.5 * torch.randn(patches + self.extra_tokens, width))

@@ -5,28 +5,48 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+import torch
+
 from cllip_fast.errors import InputError, check_choice
+from cllip_fast.kernels import native
 
 BACKENDS = ("auto", "triton", "native", "torch")
 
-# operation -> backend -> module of kernels. A new back end is a line here; "auto" takes the first one listed.
+# operation -> backend -> module of kernels. A new back end is a line here; "auto" takes the first one that can run.
 _MODULES = {
-    "info_nce": {"torch": "cllip_fast.kernels.info_nce.tiles"},
+    "info_nce": {"native": "cllip_fast.kernels.info_nce.native", "torch": "cllip_fast.kernels.info_nce.tiles"},
     "distill": {"torch": "cllip_fast.kernels.info_nce.distill_tiles"},
-    "sigmoid": {"torch": "cllip_fast.kernels.sigmoid.tiles"},
+    "sigmoid": {"native": "cllip_fast.kernels.sigmoid.native", "torch": "cllip_fast.kernels.sigmoid.tiles"},
 }
 
 
 def check_backend(backend: str, operation: str) -> str:
-    """Return `backend` if `operation` has it, else raise `InputError` that says what there is."""
+    """Return `backend` if `operation` has it and it is installed, else raise `InputError` that says what there is."""
     check_choice("backend", backend, BACKENDS)
     if backend != "auto" and backend not in _MODULES[operation]:
         available = ", ".join(["auto", *_MODULES[operation]])
         raise InputError(f"backend is {backend!r}, which {operation} does not have; expected one of {available}")
+    if backend == "native":
+        native.check_available()
     return backend
 
 
-def kernels(backend: str, operation: str) -> ModuleType:
-    """The module of kernels that runs `operation`."""
+def kernels(backend: str, operation: str, device: torch.device | None = None) -> ModuleType:
+    """The module of kernels that runs `operation`.
+
+    Args:
+        backend: one that `check_backend` accepted.
+        operation: "info_nce", "distill" or "sigmoid".
+        device: of the features, for "auto"; None: a GPU if there is one.
+    """
     modules = _MODULES[operation]
-    return importlib.import_module(next(iter(modules.values())) if backend == "auto" else modules[backend])
+    if backend == "auto":
+        backend = next(each for each in modules if _can_run(each, device))
+    return importlib.import_module(modules[backend])
+
+
+def _can_run(backend: str, device: torch.device | None) -> bool:
+    if backend == "native":
+        on_cpu = not torch.cuda.is_available() if device is None else device.type == "cpu"
+        return on_cpu and native.available()
+    return True

@@ -79,7 +79,7 @@ def _forward(
     with plain_precision(rows):
         exchange = Exchange(group)
         walk = _walk((rows, texts, scale), (teacher_rows, teacher_texts, teacher_scale), exchange, None, chunk_size)
-        kernel = kernels(backend, "distill")
+        kernel = kernels(backend, "distill", rows.device)
         size = rows.shape[0]
         by_row, positive = kernel.start_statistics(size, walk.scale), walk.scale.new_zeros(size)
         shape = (exchange.world_size, max(walk.counts))
@@ -151,7 +151,7 @@ def _backward(
         values = torch.stack([top, (hard + soft) / total, teacher_top, soft / teacher_total, hard.expand_as(top)])
         d_rows, d_texts, d_scale = softmax_backward(
             walk,
-            functools.partial(kernels(backend, "distill").backward_block, width=rows.shape[1]),
+            functools.partial(kernels(backend, "distill", rows.device).backward_block, width=rows.shape[1]),
             *values.unbind(1),
             texts,
             kept,

@@ -84,7 +84,7 @@ def _forward(
         exchange = Exchange(group)
         counts = exchange.row_counts(texts)
         walk = Walk(rows, texts, scale.reshape(()), exchange, counts, chunk_size, valid, ids, threshold)
-        kernel = kernels(backend, "info_nce")
+        kernel = kernels(backend, "info_nce", rows.device)
         statistics = kernel.RowStatistics.start(rows.shape[0], walk.scale)
         shape = (exchange.world_size, max(counts))
         kept = gathered_buffer(texts, shape, keep)
@@ -165,7 +165,7 @@ def _backward(
         maxima, totals = statistics
         d_rows, d_texts, d_scale = softmax_backward(
             walk,
-            kernels(backend, "info_nce").backward_block,
+            kernels(backend, "info_nce", rows.device).backward_block,
             torch.stack([maxima[0], weights / totals[0], weights]),
             torch.stack([maxima[1], weights / totals[1], weights]),
             texts,

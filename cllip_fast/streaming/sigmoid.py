@@ -69,7 +69,7 @@ def _forward(
         walk = Walk(rows, texts, scale.reshape(()), exchange, counts, chunk_size)
         offset = None if bias is None else bias.reshape(()).to(walk.type)
         kept = gathered_buffer(texts, (len(counts), max(counts)), keep)
-        forward_block = kernels(backend, "sigmoid").forward_block
+        forward_block = kernels(backend, "sigmoid", rows.device).forward_block
         loss = torch.zeros_like(walk.scale)
         for _, columns, block in walk.blocks(kept if kept.numel() else None):
             loss += forward_block(walk.rows, columns, walk.scale, offset, block, walk.space)
@@ -115,7 +115,7 @@ def _backward(
         d_rows = walk.scale.new_zeros(rows.shape if need_rows or need_scale else 0)
         d_texts = TextGradients(walk.exchange, walk.counts, texts.shape[1], walk.scale, need_texts)
         d_bias = walk.scale.new_zeros(() if need_bias else 0)
-        backward_block = kernels(backend, "sigmoid").backward_block
+        backward_block = kernels(backend, "sigmoid", rows.device).backward_block
         for span, columns, block in walk.blocks(kept if kept.numel() else None, again=True):
             d_columns = d_texts.chunk(span)
             backward_block(walk.rows, columns, walk.scale, offset, block, d_rows, d_columns, d_bias, walk.space)

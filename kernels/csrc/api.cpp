@@ -9,8 +9,8 @@
 
 namespace {
 
-// Rows a thread takes at least this many scores of, so that starting it pays.
-constexpr int64_t SCORES_PER_THREAD = 1 << 14;
+// A thread gets at least this many scores, so that starting it pays.
+constexpr int64_t SCORES_PER_THREAD = 1 << 15;
 
 const cllip::Epilogues* epilogues_of(int instruction_set) {
     if (instruction_set < 0 || instruction_set > CLLIP_AVX512 || !(cllip_instruction_sets() >> instruction_set & 1)) {

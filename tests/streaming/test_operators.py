@@ -13,6 +13,7 @@ from torch.library import opcheck
 from benchmarks.peak import measurable, peak_bytes
 from cllip_fast.errors import InputError
 from cllip_fast.exchange import Exchange
+from cllip_fast.kernels import native
 from cllip_fast.losses import ClipLoss, DistillClipLoss, RegionTextLoss, SigLipLoss
 from cllip_fast.streaming import chunk_argument, info_nce, plan
 from cllip_fast.streaming.backends import check_backend, kernels
@@ -229,7 +230,9 @@ def test_plan() -> None:
 
 def test_backends() -> None:
     assert check_backend("auto", "info_nce") == "auto"
-    assert kernels("auto", "info_nce") is kernels("torch", "info_nce")
+    assert kernels("auto", "info_nce", torch.device("cuda")) is kernels("torch", "info_nce")
+    best_on_cpu = "native" if native.available() else "torch"
+    assert kernels("auto", "info_nce", torch.device("cpu")) is kernels(best_on_cpu, "info_nce")
     with pytest.raises(InputError, match="backend is 'triton', which distill does not have; expected one of auto"):
         check_backend("triton", "distill")
     for bad in (-1, 2.5, True, "all"):
