@@ -48,15 +48,15 @@ class Config:
     grounding: str = option("l1_giou", "losses", "box loss; the paper's is mse", ("mse", "l1_giou"))
     patch_pool: str = option("max", "losses", "how a text's similarity to the patches is pooled", ("max", "softmax"))
     filter_threshold: float = option(
-        0.9, "losses", "cosine above which two region texts are no negatives; 0: identity only"
+        0.0, "losses", "cosine above which region texts are no negatives (paper: 0.9); 0: only equal texts are none"
     )
     local_weight: float = option(1.0, "losses", "weight of the region and grounding losses")
     patch_weight: float = option(1.0, "losses", "weight of the patch-text loss")
     localization_weight: float = option(1.0, "losses", "weight of the patch localization loss")
 
-    steps: int = option(800, "optimization", "optimizer steps")
+    steps: int = option(1200, "optimization", "optimizer steps")
     batch_size: int = option(64, "optimization", "images per rank and step")
-    lr: float = option(1.5e-3, "optimization", "peak learning rate")
+    lr: float = option(2e-3, "optimization", "peak learning rate")
     warmup: int = option(50, "optimization", "steps of linear warm-up; cosine to zero follows")
     wd: float = option(0.1, "optimization", "weight decay, not on biases, norms, tables and logit scales")
     beta1: float = option(0.9, "optimization", "AdamW")
