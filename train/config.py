@@ -54,7 +54,7 @@ class Config:
     patch_weight: float = option(1.0, "losses", "weight of the patch-text loss")
     localization_weight: float = option(1.0, "losses", "weight of the patch localization loss")
 
-    steps: int = option(1200, "optimization", "optimizer steps")
+    steps: int = option(1100, "optimization", "optimizer steps")
     batch_size: int = option(64, "optimization", "images per rank and step")
     lr: float = option(2e-3, "optimization", "peak learning rate")
     warmup: int = option(50, "optimization", "steps of linear warm-up; cosine to zero follows")

@@ -57,7 +57,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     sector = np.pi / 5
     angle = np.abs((np.arctan2(x, y) + sector) % (2 * sector) - sector)  # to the nearest point
     # Within a sector the edge is the straight line from the point at radius 1 to the notch at radius `notch`.
-    notch = 0.42
+    notch = 0.5
     edge = (
         notch * np.sin(sector) / (np.sin(angle) * (1 - notch * np.cos(sector)) + np.cos(angle) * notch * np.sin(sector))
     )

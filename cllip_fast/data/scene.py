@@ -79,10 +79,10 @@ def draw(rng: np.random.Generator, objects: Sequence[SceneObject]) -> np.ndarray
 
 
 def captions(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list[str]:
-    """At most `CAPTION_COUNT` different texts of at most 30 words: two to four of the objects, how some of them lie.
+    """At most `CAPTION_COUNT` different texts of at most 30 words: every object, and how some of them lie.
 
-    Their forms, with A to D for "a <phrase>" and ~ for a relation that is true of the box centres: "A ~ B",
-    "A ~ B with C (and D)", "A ~ B and ~ C" (both said of A), "A ~ B and C ~ D".
+    Their forms, with A to E for "a <phrase>" and ~ for a relation that is true of the box centres: "A ~ B",
+    "A ~ B with C (and D (and E))", "A ~ B and ~ C" (both said of A), "A ~ B and C ~ D".
     """
     return list(dict.fromkeys(_caption(rng, objects) for _ in range(CAPTION_COUNT)))
 
@@ -96,12 +96,12 @@ def relation(first: SceneObject, second: SceneObject) -> str:
 
 
 def _caption(rng: np.random.Generator, objects: Sequence[SceneObject]) -> str:
-    chosen = [objects[i] for i in rng.permutation(len(objects))[: int(rng.integers(2, 5))]]
+    chosen = [objects[i] for i in rng.permutation(len(objects))]
     names = [f"a {item.phrase}" for item in chosen]
     text = f"{names[0]} {relation(chosen[0], chosen[1])} {names[1]}"
     if len(chosen) == 2:
         return text
-    if rng.random() < 0.5:
+    if len(chosen) == 5 or rng.random() < 0.5:
         return f"{text} with {' and '.join(names[2:])}"
     if len(chosen) == 3:
         return f"{text} and {relation(chosen[0], chosen[2])} {names[2]}"

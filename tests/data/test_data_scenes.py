@@ -21,7 +21,7 @@ RELATION = "left of|right of|above|below"
 CAPTION = re.compile(
     rf"a ({PHRASE}) ({RELATION}) a ({PHRASE})"
     rf"(?: and ({RELATION}) a ({PHRASE})| and a ({PHRASE}) ({RELATION}) a ({PHRASE})"
-    rf"| with a ({PHRASE})(?: and a ({PHRASE}))?)?"
+    rf"| with a ({PHRASE})(?: and a ({PHRASE}))?(?: and a ({PHRASE}))?)?"
 )
 
 
@@ -101,8 +101,8 @@ def test_captions_are_true_of_the_boxes():
             assert len(caption.split()) <= 30
             match = CAPTION.fullmatch(caption)
             assert match, caption
-            a, ab, b, ac, c, d, de, e, f, g = match.groups()
-            assert {name for name in (a, b, c, d, e, f, g) if name} <= set(centre)
+            a, ab, b, ac, c, d, de, e, f, g, h = match.groups()
+            assert sorted(name for name in (a, b, c, d, e, f, g, h) if name) == sorted(centre)
             for first, relation, second in ((a, ab, b), (a, ac, c), (d, de, e)):
                 if relation:
                     seen[relation] += 1
