@@ -16,7 +16,7 @@ test: $(READY)             ## the whole test suite
 setup: $(READY)            ## only the environment
 
 bench: $(READY)            ## the benchmarks, against the peers that are installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only -q
+	$(BIN)/python -m pytest benchmarks --benchmark-only -q -s
 
 lint: $(READY)             ## style and imports
 	$(BIN)/ruff check .

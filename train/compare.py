@@ -1,23 +1,29 @@
 """Set runs of the trainer beside each other: several seeds of each, mean and spread of every metric, as Markdown.
 
     python train/compare.py --seeds 0 1 2 --out docs/results/scenes_cpu.md \\
-        --run all= --run clip="--losses clip --region roi_align" -- --scenes 30000
+        --run all= --run clip="--losses clip --region roi_align"
 
-Options after `--` go to every run. Runs that have their results are not repeated.
+Options after `--` go to every run. Runs that have their results.json are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import platform
 import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from cllip_fast.evaluate.table import label
+
+COUNTS = ("images", "regions")
 MAIN = Path(__file__).with_name("main.py")
-Metrics = dict[str, float | None]
 
 
 def results_of(name: str, options: list[str], logs: Path) -> dict[str, object]:
@@ -38,19 +44,31 @@ def cell(values: list[float | None]) -> str:
     return f"{statistics.mean(percent):.1f}{spread}"
 
 
+def environment() -> str:
+    """Date, commit, hardware and versions, in one line."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = f"{len(names)} x {names[0]}" if names else processor
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return f"{datetime.date.today()}, commit {commit or 'unknown'}, {device}, torch {torch.__version__}"
+
+
 def markdown(runs: dict[str, list[dict]], seeds: list[int], commands: dict[str, str]) -> str:
     """One table a split, one row a metric, one column a run."""
-    first = next(iter(runs.values()))[0]
-    lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± sample standard deviation, percent.", ""]
+    lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± sample standard deviation over seeds, percent.", ""]
     for name, records in runs.items():
         seconds = statistics.median(record["seconds"] for record in records)
-        lines.append(f"* `{name}`: `{commands[name]}`, {records[0]['step']} steps, {seconds:.0f} s a run")
-    for split, metrics in first["results"].items():
-        lines += ["", f"| {split} | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
-        for metric, value in metrics.items():
-            if value is None or isinstance(value, float):
+        lines.append(f"* **{name}**: `{commands[name]}`, {records[0]['step']} steps, {seconds:.0f} s a run")
+    for split, metrics in next(iter(runs.values()))[0]["results"].items():
+        lines += ["", f"| {split} | " + " | ".join(runs) + " |", "|---|" + "---:|" * len(runs)]
+        for metric in metrics:
+            if metric not in COUNTS:
                 cells = [cell([record["results"][split][metric] for record in records]) for records in runs.values()]
-                lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+                lines.append(f"| {label(metric)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -70,7 +88,7 @@ def main() -> None:
             runs[name].append(results_of(f"{name}_seed{seed}", arguments, given.logs))
     commands = {name: " ".join(["train/main.py", *given.common, text]).strip() for name, text in options.items()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(markdown(runs, given.seeds, commands))
+    given.out.write_text(f"# {' and '.join(runs)}\n\n{environment()}\n\n{markdown(runs, given.seeds, commands)}")
     print(given.out.read_text())
 
 

@@ -88,7 +88,7 @@ def collect(
     image_features, caption_image, caption_text = [], [], []
     region_features, region_phrase, iou, hit = [], [], [], []
     seen = 0
-    for batch in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=not progress):
+    for batch in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=None if progress else True):
         batch = batch.to(device, non_blocking=True)
         tokens = model.image_tokens(batch.images)
         image_features.append(unit(model.pool_image(tokens)).cpu())

@@ -174,7 +174,8 @@ def test_a_broken_image_is_counted_and_training_goes_on(scenes: Path, tmp_path: 
 
 
 def test_clip_alone_trains_and_is_evaluated_on_regions(scenes: Path, tmp_path: Path) -> None:
-    folder = run(scenes, tmp_path, losses="clip", region="roi_align", steps=2)
+    folder = run(scenes, tmp_path, losses="clip", region="roi_align", steps=2, report_to="tensorboard")
+    assert list((folder / "tensorboard").glob("events.*"))
     results = json.loads((folder / "results.json").read_text())["results"]["val"]
     assert results["recognition_top1"] is not None
     assert results["grounding_acc50"] is None
