@@ -47,6 +47,8 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        for old in stored(self.folder)[: -self.config.keep] if self.config.keep else []:
+            old.unlink()
         return path
 
     def restore(self, path: Path) -> int:
@@ -67,14 +69,27 @@ class Checkpoints:
         return state["step"]
 
 
+def stored(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest step first."""
+    return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name))
+
+
+def set_aside(run: Path) -> Path | None:
+    """Rename the folder of an earlier run of the same name, so that its checkpoints are never taken for this one's."""
+    if not stored(run / "checkpoints"):
+        return None
+    free = next(n for n in range(1, 10_000) if not run.with_name(f"{run.name}.{n}").exists())
+    return run.rename(run.with_name(f"{run.name}.{free}"))
+
+
 def find(resume: str, folder: Path) -> Path | None:
     """The checkpoint that `--resume` means: a path, 'latest' of `folder`, or '' for none."""
     if resume != "latest":
         return Path(resume) if resume else None
-    found = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
+    found = stored(folder)
     if not found:
         raise InputError(f"--resume latest finds no checkpoint in {folder}")
-    return max(found, key=lambda path: int(path.stem[5:]))
+    return found[-1]
 
 
 def read(path: str | Path) -> dict[str, object]:

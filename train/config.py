@@ -69,6 +69,7 @@ class Config:
     name: str = option("scenes", "run", "folder of this run in it")
     resume: str = option("", "run", "a checkpoint, or 'latest' of this run")
     save_frequency: int = option(200, "run", "steps between checkpoints")
+    keep: int = option(3, "run", "newest checkpoints that are kept; 0: all")
     eval_frequency: int = option(0, "run", "steps between evaluations; 0: only at the end")
     log_every_n_steps: int = option(20, "run", "steps between log lines")
     report_to: str = option("", "run", "'tensorboard' beside the JSONL log", ("", "tensorboard"))
@@ -86,6 +87,7 @@ class Config:
         for name in (
             "workers",
             "warmup",
+            "keep",
             "lr",
             "wd",
             "grad_clip_norm",

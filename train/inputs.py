@@ -65,6 +65,7 @@ def create_inputs(config: Config, world: World) -> Inputs:
         "text_length": config.text_length,
         "region_length": config.region_length,
         "seed": config.seed,
+        "pin_memory": world.device.type == "cuda",
     }
     train = create_loader(
         train_spec, train=True, max_regions=config.max_regions, crop=config.crop, workers=config.workers,

@@ -80,10 +80,8 @@ def train(config: Config, world: distributed.World) -> None:
     if world.is_main:
         kind = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
         print(f"CLLIP-Fast {__version__}, torch {torch.__version__}, {world.size} x {kind}")
-        print(
-            f"  {'extras':<13} {extras.report()}\n  {'kernels':<13} {native.describe()}\n{config.describe()}",
-            flush=True,
-        )
+        print(f"  {'extras':<13} {extras.report()}\n  {'kernels':<13} {native.describe()}")
+        print(config.describe(), flush=True)
 
     inputs = create_inputs(config, world)
     model = build_model(config, inputs.tokenizer.vocab_size).to(world.device)
@@ -93,8 +91,11 @@ def train(config: Config, world: distributed.World) -> None:
     optimizer = create_optimizer(model, config)
     checkpoints = checkpoint.Checkpoints(run / "checkpoints", config, model, optimizer, inputs.train)
     step, source = 0, checkpoint.find(config.resume, checkpoints.folder)
+    earlier = None
     if source:
         step = checkpoints.restore(source)
+    elif world.is_main:
+        earlier = checkpoint.set_aside(run)
     bf16 = config.precision == "amp_bf16" or (config.precision == "auto" and world.device.type == "cuda")
     autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
     wrapped = DistributedDataParallel(model) if world.size > 1 else model
@@ -103,6 +104,8 @@ def train(config: Config, world: distributed.World) -> None:
     log = RunLog(run, steps=config.steps, start=step, tensorboard=bool(config.report_to), main=world.is_main)
     evaluation = Evaluation(model, inputs, config, world, log, run)
     log.say(f"  {'model':<13} {model.describe()}\n  {'input':<13} {inputs.describe()}")
+    if earlier:
+        log.say(f"an earlier run of this name is now {earlier}")
     log.say(f"going on after step {step} of {source}" if source else f"writing to {run}")
     if world.is_main:
         (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1))

@@ -160,6 +160,15 @@ def test_sigkill_loses_only_the_work_since_the_last_checkpoint(scenes: Path, tmp
     assert sorted(losses(folder)) == list(range(1, step + 2))
 
 
+def test_a_new_run_of_the_same_name_sets_the_earlier_one_aside(scenes: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(scenes, tmp_path, steps=4, save_frequency=1, keep=2, val_data="")
+    for folder in ("scenes.1", "scenes"):
+        names = [path.name for path in checkpoint.stored(tmp_path / folder / "checkpoints")]
+        assert names == ["step_00000003.pt", "step_00000004.pt"]
+        assert sorted(losses(tmp_path / folder)) == [1, 2, 3, 4]
+
+
 def test_a_broken_image_is_counted_and_training_goes_on(scenes: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(scenes, broken)
