@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cllip_fast.kernels.products import accumulation_dtype, operand, product
+from cllip_fast.kernels.products import accumulation_dtype, product
 
 TILE_ELEMENTS = 2**20
 """Scores in a tile, at most (unless one row has more): 4 MiB in fp32. A kernel holds up to three tiles at a time."""
@@ -24,7 +24,7 @@ class Block:
         column_valid: [m] bool, or None.
         row_ids: [n] integers; a pair of equal ids is excluded unless it is the positive.
         column_ids: [m] integers.
-        row_texts: [n, D] unit-norm texts of the local rows, for the conflict filter; None: no filter.
+        row_texts: [n, D] texts of the local rows, of any length, for the conflict filter; None: no filter.
         threshold: a pair whose texts' cosine exceeds it is excluded unless it is the positive.
     """
 
@@ -62,10 +62,9 @@ class Block:
         rows, result = slice(start, stop), None
         if self.row_texts is not None:
             texts = self.row_texts[rows]
-            dtype = accumulation_dtype(texts.dtype)
-            # |column| on the right-hand side instead of a normalised copy of the chunk.
-            limits = torch.linalg.vector_norm(columns, dim=1, dtype=dtype).mul_(self.threshold)
-            result = product(texts, columns.t(), out, dtype) > limits
+            # |text| on the right-hand side and after the product, instead of normalised copies.
+            cosines = product(texts, columns.t(), out, accumulation_dtype(texts.dtype)).div_(lengths(texts)[:, None])
+            result = cosines > lengths(columns).mul_(self.threshold)
         if self.row_ids is not None and self.column_ids is not None:
             same = self.row_ids[rows, None] == self.column_ids
             result = same if result is None else result.logical_or_(same)
@@ -117,7 +116,6 @@ class Workspace:
         return self._buffers[index][: rows * columns].view(rows, columns)
 
 
-def unit_texts(texts: Tensor) -> Tensor:
-    """[n, D] texts divided by their norms, in the products' type: the rows of the conflict filter."""
-    norms = torch.linalg.vector_norm(texts, dim=1, keepdim=True, dtype=torch.promote_types(texts.dtype, torch.float32))
-    return operand((texts / norms.clamp_min(1e-12)).to(texts.dtype))
+def lengths(texts: Tensor) -> Tensor:
+    """[n] norms of [n, D] texts in the accumulation type; never 0."""
+    return torch.linalg.vector_norm(texts, dim=1, dtype=accumulation_dtype(texts.dtype)).clamp_min_(1e-12)

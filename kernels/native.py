@@ -1,8 +1,8 @@
-"""The native CPU kernels: finds the library that `kernels/csrc` is built into, and calls it on tiles.
+"""The native CPU kernels: finds the library that `kernels/csrc` is built into, and calls it on blocks of scores.
 
-The product of a tile stays with PyTorch; the library does what comes after it (exclusions, exponentials, sums, the
-gradient) in one pass over memory, for fp32. Nothing is loaded before the first call. The environment variable
-CLLIP_INSTRUCTION_SET chooses among "avx512", "avx2" and "portable"; unset, it is the best one that the CPU has.
+The library takes a whole block of scores, in fp32: products, exclusions, exponentials, sums and gradients, strip by
+strip in the CPU's caches. Nothing is loaded before the first call. The environment variable CLLIP_INSTRUCTION_SET
+chooses among "avx512", "avx2" and "portable"; unset, it is the best one that the CPU has.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from cllip_fast.errors import InputError
-from cllip_fast.kernels.block import Block, Workspace
+from cllip_fast.kernels.block import Block, lengths
 
 LIBRARY = Path(__file__).with_name("libcllip_native.so")
-ABI_VERSION = 1
+ABI_VERSION = 2
 """CLLIP_ABI_VERSION of `csrc/cllip_native.h`."""
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
@@ -29,15 +29,23 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 INSTRUCTION_SET_VARIABLE = "CLLIP_INSTRUCTION_SET"
 
 
-class _Tile(Structure):
-    _fields_ = (("data", c_void_p), ("rows", c_int64), ("columns", c_int64), ("stride", c_int64))
+SCREENED = 4
+"""The conflict filter first looks at one in so many of a text's numbers, see `csrc/filter.h`."""
+
+SCREENED_FROM = 64
+"""Shorter texts are compared whole."""
 
 
 class _Exclusions(Structure):
     _fields_ = (
-        ("cosine", c_void_p),
-        ("cosine_stride", c_int64),
-        ("cosine_limit", c_void_p),
+        ("row_texts", c_void_p),
+        ("row_text_stride", c_int64),
+        ("row_norms", c_void_p),
+        ("column_norms", c_void_p),
+        ("row_rests", c_void_p),
+        ("column_rests", c_void_p),
+        ("screen", c_int64),
+        ("threshold", c_float),
         ("row_ids", c_void_p),
         ("column_ids", c_void_p),
         ("row_valid", c_void_p),
@@ -48,11 +56,27 @@ class _Exclusions(Structure):
     )
 
 
+class _Block(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("row_count", c_int64),
+        ("row_stride", c_int64),
+        ("columns", c_void_p),
+        ("column_count", c_int64),
+        ("column_stride", c_int64),
+        ("width", c_int64),
+        ("scale", c_float),
+        ("excluded", _Exclusions),
+        ("d_rows", c_void_p),
+        ("d_columns", c_void_p),
+    )
+
+
 _SIGNATURES = {
-    "cllip_info_nce_forward": (c_void_p,) * 4,
-    "cllip_info_nce_backward": (c_void_p, c_void_p, c_void_p, c_void_p, c_float, c_int, c_void_p, c_void_p),
+    "cllip_info_nce_forward": (c_void_p,) * 5,
+    "cllip_info_nce_backward": (c_void_p, c_void_p, c_float, c_int, c_int, c_void_p),
     "cllip_sigmoid_forward": (c_float, POINTER(c_double)),
-    "cllip_sigmoid_backward": (c_float, POINTER(c_double)),
+    "cllip_sigmoid_backward": (c_float, POINTER(c_double), POINTER(c_double)),
 }
 _ERRORS = {1: "out of memory", 2: "no such instruction set"}
 
@@ -105,70 +129,85 @@ def runs(rows: Tensor) -> bool:
     return rows.dtype == torch.float32
 
 
-def call(function: str, tile: Tensor, exclusions: Exclusions, start: int, *arguments: object) -> None:
-    """Run `function` of `csrc/cllip_native.h` on `tile`, whose first row is row `start` of the block, in place.
+def call(
+    function: str,
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    block: Block,
+    *arguments: object,
+    d_rows: Tensor | None = None,
+    d_columns: Tensor | None = None,
+) -> None:
+    """Run `function` of `csrc/cllip_native.h` on the scores of rows [n, D] and columns [m, D].
 
     Args:
         function: its name without the prefix "cllip_".
-        arguments: what the C function takes between the exclusions and the instruction set; tensors (fp32, contiguous,
-            or None) for pointers.
+        rows, columns, scale, block: fp32, see `kernels/info_nce/tiles.py`.
+        arguments: what the C function takes between the block and the instruction set; tensors (fp32, contiguous, or
+            None) for pointers.
+        d_rows, d_columns: accumulators, contiguous; None or one with 0 elements is not wanted.
     """
     name = f"cllip_{function}"
-    rows, columns = tile.shape
+    rows, columns = _last_contiguous(rows), _last_contiguous(columns)
+    held: list[Tensor] = []
+    problem = _Block(
+        rows.data_ptr(),
+        rows.shape[0],
+        rows.stride(0),
+        columns.data_ptr(),
+        columns.shape[0],
+        columns.stride(0),
+        rows.shape[1],
+        scale.item(),
+        _exclusions(block, columns, held),
+        *(None if each is None or not each.numel() else each.data_ptr() for each in (d_rows, d_columns)),
+    )
     pointers = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
-    shape = _Tile(tile.data_ptr(), rows, columns, tile.stride(0))
     chosen = INSTRUCTION_SETS.index(instruction_set())
-    excluded = exclusions.of_rows(start, rows)
-    error = getattr(_library(), name)(byref(shape), byref(excluded), *pointers, chosen, torch.get_num_threads())
+    error = getattr(_library(), name)(byref(problem), *pointers, chosen, torch.get_num_threads())
     if error:
         raise RuntimeError(f"{name} failed: {_ERRORS.get(error, error)}")
 
 
-class Exclusions:
-    """A block's exclusions as the library takes them.
-
-    Args:
-        block: positives and exclusions of all rows.
-        columns: [m, D] fp32.
-        space: tile buffer 2 takes the texts' cosines.
-    """
-
-    def __init__(self, block: Block, columns: Tensor, space: Workspace) -> None:
-        self._block, self._columns, self._space = block, columns, space
-        both = block.row_ids is not None and block.column_ids is not None
-        self._row_ids, self._column_ids = (
-            (block.row_ids.long().contiguous(), block.column_ids.long().contiguous()) if both else (None, None)
-        )
-        self._row_valid = None if block.row_valid is None else block.row_valid.contiguous()
-        self._column_valid = None if block.column_valid is None else block.column_valid.contiguous()
-        # |column| on the right-hand side instead of a normalised copy of the chunk.
-        self._limit = None
-        if block.row_texts is not None:
-            self._limit = torch.linalg.vector_norm(columns, dim=1).mul_(block.threshold)
-
-    def of_rows(self, start: int, rows: int) -> _Exclusions:
-        """For the tile of rows start … start + rows; computes its cosines. Valid until the next call."""
-        row, column, length = self._block.positive
-        cosines = None
-        if self._limit is not None:
-            cosines = self._space.tile(2, rows, len(self._columns))
-            torch.mm(self._block.row_texts[start : start + rows], self._columns.t(), out=cosines)
-        return _Exclusions(
-            _pointer(cosines),
-            len(self._columns),
-            _pointer(self._limit),
-            _pointer(self._row_ids, start),
-            _pointer(self._column_ids),
-            _pointer(self._row_valid, start),
-            _pointer(self._column_valid),
-            row - start,
-            column,
-            length,
-        )
+def _exclusions(block: Block, columns: Tensor, held: list[Tensor]) -> _Exclusions:
+    """A block's exclusions as the library takes them; `held` keeps alive what they point to."""
+    ids = (block.row_ids, block.column_ids)
+    if ids[0] is None or ids[1] is None:
+        ids = (None, None)
+    fields: dict[str, Tensor | None] = {
+        "row_ids": None if ids[0] is None else ids[0].long().contiguous(),
+        "column_ids": None if ids[1] is None else ids[1].long().contiguous(),
+        "row_valid": None if block.row_valid is None else block.row_valid.contiguous(),
+        "column_valid": None if block.column_valid is None else block.column_valid.contiguous(),
+    }
+    stride = screen = 0
+    if block.row_texts is not None:
+        texts = _last_contiguous(block.row_texts)
+        width = texts.shape[1]
+        stride, screen = texts.stride(0), width // SCREENED if width >= SCREENED_FROM else width
+        fields |= {
+            "row_texts": texts,
+            "row_norms": lengths(texts),
+            "column_norms": lengths(columns),
+            "row_rests": torch.linalg.vector_norm(texts[:, screen:], dim=1),
+            "column_rests": torch.linalg.vector_norm(columns[:, screen:], dim=1),
+        }
+    held += [each for each in fields.values() if each is not None]
+    row, column, length = block.positive
+    return _Exclusions(
+        **{name: None if each is None else each.data_ptr() for name, each in fields.items()},
+        row_text_stride=stride,
+        screen=screen,
+        threshold=block.threshold,
+        positive_row=row,
+        positive_column=column,
+        positive_length=length,
+    )
 
 
-def _pointer(tensor: Tensor | None, start: int = 0) -> int | None:
-    return None if tensor is None else tensor.data_ptr() + start * tensor.element_size()
+def _last_contiguous(features: Tensor) -> Tensor:
+    return features if features.stride(1) == 1 else features.contiguous()
 
 
 def _library() -> ctypes.CDLL:
@@ -189,6 +228,6 @@ def _load(path: Path) -> ctypes.CDLL | str:
     if version != ABI_VERSION:
         return f"{path} has interface version {version}, this package needs {ABI_VERSION}: install it again"
     for name, arguments in _SIGNATURES.items():
-        getattr(library, name).argtypes = (POINTER(_Tile), POINTER(_Exclusions), *arguments, c_int, c_int)
+        getattr(library, name).argtypes = (POINTER(_Block), *arguments, c_int, c_int)
     library.cllip_apply.argtypes = (c_void_p, c_int64, c_int, c_int)
     return library

@@ -42,3 +42,9 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total.add_(torch.mm(left.to(right.dtype), right, out_dtype=total.dtype))
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """[] Σ left · right over all elements of two [n, D], in the type of `left`, without storing the n·D products."""
+    rows = max(1, 2**20 // max(1, left.shape[1]))
+    return torch.stack([torch.sum(a * b) for a, b in zip(left.split(rows), right.split(rows), strict=True)]).sum()

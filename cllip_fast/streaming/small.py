@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cllip_fast.exchange import ALONE
-from cllip_fast.kernels.block import Block, unit_texts
+from cllip_fast.kernels.block import Block
 from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.plan import AUTO
 from cllip_fast.streaming.precision import plain_precision
@@ -28,10 +28,10 @@ def small_info_nce(rows: Tensor, texts: Tensor, scale: Tensor, ids: Tensor | Non
     with plain_precision(rows):
         scores = _scores(rows, texts, scale)
         if ids is not None or threshold is not None:
-            fixed = texts.detach()
-            names = None if threshold is None else unit_texts(fixed)
+            fixed = operand(texts.detach())
+            names = None if threshold is None else fixed
             block = Block((0, 0, len(rows)), row_ids=ids, column_ids=ids, row_texts=names, threshold=threshold or 0.0)
-            scores = scores.masked_fill(block.excluded(0, len(rows), operand(fixed)), float("-inf"))
+            scores = scores.masked_fill(block.excluded(0, len(rows), fixed), float("-inf"))
         labels = torch.arange(len(rows), device=rows.device)
         return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.t(), labels)) / 2
 

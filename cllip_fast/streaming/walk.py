@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from cllip_fast.exchange import Exchange, padding_mask
-from cllip_fast.kernels.block import Block, Workspace, unit_texts
+from cllip_fast.kernels.block import Block, Workspace
 from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.plan import rows_in_chunk
 
@@ -42,7 +42,7 @@ class Walk:
         self.size = rows_in_chunk(counts, chunk_size)
         self.space = Workspace(rows.shape[0], self.size * len(counts), self.scale)
         self.valid, self.ids = valid, ids
-        self.filter_rows = None if threshold is None else unit_texts(texts)
+        self.filter_rows = None if threshold is None else operand(texts)
         self.threshold = 1.0 if threshold is None else threshold
         self.all_valid = padding_mask(counts, rows.device) if valid is None else exchange.all_gather(valid, counts)
         self.all_ids = None if ids is None else exchange.all_gather(ids, counts)

@@ -1,18 +1,16 @@
-// The C interface: choice of the instruction set, split of the rows over threads, reductions in a fixed order.
+// The C interface: choice of the instruction set, and the operations as the walk runs them.
 #include <cstdlib>
 
-#include "epilogues.h"
+#include "walk.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+using cllip::Buffer;
+using cllip::Cut;
+using cllip::Kernels;
+using cllip::Strip;
 
 namespace {
 
-// A thread gets at least this many scores, so that starting it pays.
-constexpr int64_t SCORES_PER_THREAD = 1 << 15;
-
-const cllip::Epilogues* epilogues_of(int instruction_set) {
+const Kernels* kernels_of(int instruction_set) {
     if (instruction_set < 0 || instruction_set > CLLIP_AVX512 || !(cllip_instruction_sets() >> instruction_set & 1)) {
         return nullptr;
     }
@@ -23,45 +21,26 @@ const cllip::Epilogues* epilogues_of(int instruction_set) {
     return &cllip::portable;
 }
 
-int64_t parts_of(const cllip_tile& tile, int threads) {
-    int64_t parts = tile.rows * tile.columns / SCORES_PER_THREAD;
-    if (parts > threads) parts = threads;
-    if (parts > tile.rows) parts = tile.rows;
-    return parts < 1 ? 1 : parts;
-}
-
-// work(part, first row, last row) for `parts` runs of rows, one thread each.
-template <class Work>
-void split(const cllip_tile& tile, int64_t parts, Work&& work) {
-    const auto run = [&](int64_t part) { work(part, tile.rows * part / parts, tile.rows * (part + 1) / parts); };
-    if (parts == 1) {
-        run(0);
-        return;
-    }
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts))
-#endif
-    for (int64_t part = 0; part < parts; ++part) run(part);
-}
-
-// Floats that are freed at the end of the scope; `data` is null if there was no memory.
-struct Floats {
-    explicit Floats(int64_t size) : data(static_cast<float*>(std::calloc(size > 0 ? size : 1, sizeof(float)))) {}
-    ~Floats() { std::free(data); }
-    Floats(const Floats&) = delete;
-    Floats& operator=(const Floats&) = delete;
-    float* data;
-};
-
-template <class Work>
-int summed(const cllip_tile& tile, int threads, double* result, Work&& work) {
-    const int64_t parts = parts_of(tile, threads);
-    double* sums = static_cast<double*>(std::calloc(parts, sizeof(double)));
+// Loss and total of each strip of a group, added in their order.
+int sigmoid(const Kernels& on, const cllip_block& block, float bias, double* loss, double* total, int threads) {
+    threads = cllip::threads_for(block, threads);
+    const Cut cut(on, block, threads);
+    double* sums = static_cast<double*>(std::calloc(2 * cut.strips + 1, sizeof(double)));
     if (!sums) return CLLIP_OUT_OF_MEMORY;
-    split(tile, parts, [&](int64_t part, int64_t first, int64_t last) { sums[part] = work(first, last); });
-    for (int64_t part = 0; part < parts; ++part) *result += sums[part];
+    const auto operate = [&](const Strip& strip) {
+        double* own = sums + 2 * strip.slot;
+        own[0] = total ? on.sigmoid_backward(strip.tile, strip.excluded, bias, own + 1)
+                       : on.sigmoid_forward(strip.tile, strip.excluded, bias);
+    };
+    const auto join = [&](int64_t strips, int64_t, int64_t) {
+        for (int64_t slot = 0; slot < strips; ++slot) {
+            *loss += sums[2 * slot];
+            if (total) *total += sums[2 * slot + 1];
+        }
+    };
+    const int error = cllip::walk(on, block, cut, threads, false, operate, join);
     std::free(sums);
-    return CLLIP_OK;
+    return error;
 }
 
 }  // namespace
@@ -89,65 +68,89 @@ int cllip_instruction_sets(void) {
     return sets;
 }
 
-int cllip_info_nce_forward(const cllip_tile* tile, const cllip_exclusions* excluded, float* row_max, float* row_total,
+int cllip_info_nce_forward(const cllip_block* block, float* row_max, float* row_total, float* positive,
                            float* column_max, float* column_total, int instruction_set, int threads) {
-    const cllip::Epilogues* on = epilogues_of(instruction_set);
+    const Kernels* on = kernels_of(instruction_set);
     if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
-    const int64_t parts = parts_of(*tile, threads), columns = tile->columns;
-    const Floats rows(2 * tile->rows), partial(3 * parts * columns);
-    if (!rows.data || !partial.data) return CLLIP_OUT_OF_MEMORY;
-    float *tile_max = rows.data, *tile_total = rows.data + tile->rows;
-    split(*tile, parts, [&](int64_t part, int64_t first, int64_t last) {
-        float* own = partial.data + 3 * part * columns;
-        on->info_nce_forward(*tile, *excluded, first, last, tile_max, tile_total, own, own + columns, own + 2 * columns);
-    });
-    on->merge(row_max, row_total, tile_max, tile_total, tile->rows);
-    for (int64_t part = 0; part < parts; ++part) {
-        const float* own = partial.data + 3 * part * columns;
-        on->merge(column_max, column_total, own, own + columns, columns);
-    }
-    return CLLIP_OK;
-}
-
-int cllip_info_nce_backward(const cllip_tile* tile, const cllip_exclusions* excluded, const float* row_max,
-                            const float* row_factor, const float* column_max, const float* column_factor,
-                            float reference, int shared, float* by_row, float* row_part, int instruction_set,
-                            int threads) {
-    const cllip::Epilogues* on = epilogues_of(instruction_set);
-    if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
-    const int64_t parts = parts_of(*tile, threads), columns = tile->columns;
-    const Floats partial(row_part ? parts * columns : 0);
+    threads = cllip::threads_for(*block, threads);
+    const Cut cut(*on, *block, threads);
+    // A strip's own statistics: of its rows, of its columns, and room.
+    const int64_t size = 2 * cllip::STRIP + 3 * cut.columns;
+    const Buffer partial(cut.strips * size);
     if (!partial.data) return CLLIP_OUT_OF_MEMORY;
-    const cllip::InfoNceGradient given{row_max, row_factor, column_max, column_factor, reference, shared != 0, by_row};
-    split(*tile, parts, [&](int64_t part, int64_t first, int64_t last) {
-        on->info_nce_backward(*tile, *excluded, first, last, given, row_part ? partial.data + part * columns : nullptr);
-    });
-    for (int64_t part = 0; row_part && part < parts; ++part) {
-        for (int64_t j = 0; j < columns; ++j) row_part[j] += partial.data[part * columns + j];
-    }
-    return CLLIP_OK;
+    const auto operate = [&](const Strip& strip) {
+        float *own = partial.data + strip.slot * size, *of_columns = own + 2 * cllip::STRIP;
+        on->info_nce_forward(strip.tile, strip.excluded, own, own + cllip::STRIP, of_columns, of_columns + cut.columns,
+                             of_columns + 2 * cut.columns);
+        on->merge(row_max + strip.row, row_total + strip.row, own, own + cllip::STRIP, strip.tile.rows);
+        for (int64_t i = 0; i < strip.tile.rows; ++i) {
+            const int64_t column = cllip::positive_column(strip.excluded, strip.tile, i);
+            if (column >= 0) positive[strip.row + i] = strip.tile.data[i * strip.tile.stride + column];
+        }
+    };
+    const auto join = [&](int64_t strips, int64_t column, int64_t columns) {
+        for (int64_t slot = 0; slot < strips; ++slot) {
+            const float* own = partial.data + slot * size + 2 * cllip::STRIP;
+            on->merge(column_max + column, column_total + column, own, own + cut.columns, columns);
+        }
+    };
+    return cllip::walk(*on, *block, cut, threads, false, operate, join);
 }
 
-int cllip_sigmoid_forward(const cllip_tile* tile, const cllip_exclusions* excluded, float bias, double* loss,
-                          int instruction_set, int threads) {
-    const cllip::Epilogues* on = epilogues_of(instruction_set);
+int cllip_info_nce_backward(const cllip_block* block, const float* row_values, const float* column_values,
+                            float reference, int shared, int split, float* row_part, int instruction_set, int threads) {
+    const Kernels* on = kernels_of(instruction_set);
     if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
-    return summed(*tile, threads, loss, [&](int64_t first, int64_t last) {
-        return on->sigmoid_forward(*tile, *excluded, first, last, bias);
-    });
+    threads = cllip::threads_for(*block, threads);
+    const Cut cut(*on, *block, threads);
+    const Buffer partial(row_part ? cut.strips * cut.columns : 0);
+    if (!partial.data) return CLLIP_OUT_OF_MEMORY;
+    const int64_t n = block->row_count, m = block->column_count;
+    const auto operate = [&](const Strip& strip) {
+        const float *of_rows = row_values + strip.row, *of_columns = column_values + strip.column;
+        const float *row_weight = of_rows + 2 * n, *column_weight = of_columns + 2 * m;
+        float* own = row_part ? partial.data + strip.slot * cut.columns : nullptr;
+        for (int64_t j = 0; own && j < strip.tile.columns; ++j) own[j] = 0;
+        // Positives' scores are gone afterwards.
+        for (int64_t i = 0; own && i < strip.tile.rows; ++i) {
+            const int64_t j = cllip::positive_column(strip.excluded, strip.tile, i);
+            if (j >= 0) own[j] -= row_weight[i] * strip.tile.data[i * strip.tile.stride + j];
+        }
+        on->info_nce_backward(strip.tile, strip.excluded,
+                              {of_rows, of_rows + n, of_columns, of_columns + m, reference, shared != 0, strip.by_row},
+                              own);
+        for (int64_t i = 0; i < strip.tile.rows; ++i) {
+            const int64_t j = cllip::positive_column(strip.excluded, strip.tile, i), at = i * strip.tile.stride + j;
+            if (j < 0) continue;
+            if (strip.by_row) {
+                strip.by_row[at] -= row_weight[i];
+                strip.tile.data[at] -= column_weight[j];
+            } else {
+                strip.tile.data[at] -= row_weight[i] + column_weight[j];
+            }
+        }
+    };
+    const auto join = [&](int64_t strips, int64_t column, int64_t columns) {
+        for (int64_t slot = 0; row_part && slot < strips; ++slot) {
+            for (int64_t j = 0; j < columns; ++j) row_part[column + j] += partial.data[slot * cut.columns + j];
+        }
+    };
+    return cllip::walk(*on, *block, cut, threads, split != 0, operate, join);
 }
 
-int cllip_sigmoid_backward(const cllip_tile* tile, const cllip_exclusions* excluded, float bias, double* total,
-                           int instruction_set, int threads) {
-    const cllip::Epilogues* on = epilogues_of(instruction_set);
-    if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
-    return summed(*tile, threads, total, [&](int64_t first, int64_t last) {
-        return on->sigmoid_backward(*tile, *excluded, first, last, bias);
-    });
+int cllip_sigmoid_forward(const cllip_block* block, float bias, double* loss, int instruction_set, int threads) {
+    const Kernels* on = kernels_of(instruction_set);
+    return on ? sigmoid(*on, *block, bias, loss, nullptr, threads) : CLLIP_NO_SUCH_INSTRUCTION_SET;
+}
+
+int cllip_sigmoid_backward(const cllip_block* block, float bias, double* loss, double* total, int instruction_set,
+                           int threads) {
+    const Kernels* on = kernels_of(instruction_set);
+    return on ? sigmoid(*on, *block, bias, loss, total, threads) : CLLIP_NO_SUCH_INSTRUCTION_SET;
 }
 
 int cllip_apply(float* values, int64_t size, int function, int instruction_set) {
-    const cllip::Epilogues* on = epilogues_of(instruction_set);
+    const Kernels* on = kernels_of(instruction_set);
     if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
     on->apply(values, size, function);
     return CLLIP_OK;

@@ -1,4 +1,5 @@
 // Compiled with -mavx512f and its companions.
 #define CLLIP_LANES 16
+#define CLLIP_ROWS 12
 #define CLLIP_INSTRUCTION_SET avx512
-#include "all_epilogues.h"
+#include "all_kernels.h"

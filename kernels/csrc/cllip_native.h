@@ -1,5 +1,6 @@
-// C interface of the native CPU kernels: what happens to a tile of scores after its product, in one pass over memory.
-// fp32 only. The maths is in kernels/info_nce/__init__.py and kernels/sigmoid/__init__.py. Loaded by kernels/native.py.
+// C interface of the native CPU kernels: a block of scores (local rows × one chunk's columns), its product, what follows
+// it and the products of its gradient, strip by strip in the caches. fp32 only. The maths is in
+// kernels/info_nce/__init__.py and kernels/sigmoid/__init__.py. Loaded by kernels/native.py.
 #ifndef CLLIP_NATIVE_H
 #define CLLIP_NATIVE_H
 
@@ -16,32 +17,41 @@ extern "C" {
 #endif
 
 // Raised whenever a signature or structure below changes.
-#define CLLIP_ABI_VERSION 1
+#define CLLIP_ABI_VERSION 2
 
 enum { CLLIP_PORTABLE = 0, CLLIP_AVX2 = 1, CLLIP_AVX512 = 2 };
 
 enum { CLLIP_OK = 0, CLLIP_OUT_OF_MEMORY = 1, CLLIP_NO_SUCH_INSTRUCTION_SET = 2 };
 
-// Scores [rows, columns], row-major with `stride` elements from row to row. Changed in place.
+// Pairs that are left out; null pointers: no such test. A pair is left out if its texts' cosine exceeds `threshold` or
+//   row_ids[i] == column_ids[j],  unless it is a positive;  or its row or column is not valid.
+// Positives are (positive_row + t, positive_column + t) for t < positive_length; parts of the run may lie outside.
 typedef struct {
-    float* data;
-    int64_t rows, columns, stride;
-} cllip_tile;
-
-// Pairs that are left out; null pointers: no such test. A pair is left out if
-//   cosine[i, j] > cosine_limit[j]  or  row_ids[i] == column_ids[j],  unless it is a positive;  or its row or column
-//   is not valid. Positives are (positive_row + t, positive_column + t) for t < positive_length, in the tile's own
-//   numbering; parts of the run may lie outside of it.
-typedef struct {
-    const float* cosine;
-    int64_t cosine_stride;
-    const float* cosine_limit;
+    const float* row_texts;     // [rows, width], row_text_stride elements from row to row; the others are the columns
+    int64_t row_text_stride;
+    const float *row_norms, *column_norms;  // lengths of the texts
+    const float *row_rests, *column_rests;  // lengths of what lies beyond their first `screen` numbers, see filter.h
+    int64_t screen;
+    float threshold;
     const int64_t* row_ids;
     const int64_t* column_ids;
     const uint8_t* row_valid;
     const uint8_t* column_valid;
     int64_t positive_row, positive_column, positive_length;
 } cllip_exclusions;
+
+// Scores s[i, j] = scale · rows[i] · columns[j]. Strides count elements from row to row.
+typedef struct {
+    const float* rows;  // [row_count, width]
+    int64_t row_count, row_stride;
+    const float* columns;  // [column_count, width]
+    int64_t column_count, column_stride;
+    int64_t width;
+    float scale;
+    cllip_exclusions excluded;
+    float* d_rows;     // [row_count, width], contiguous: += gradient · columns; null: not wanted
+    float* d_columns;  // [column_count, width], contiguous: += gradientᵀ · rows; null: not wanted
+} cllip_block;
 
 CLLIP_EXPORT int cllip_abi_version(void);
 
@@ -51,34 +61,30 @@ CLLIP_EXPORT int cllip_instruction_sets(void);
 // 1 if built with OpenMP, else 0: then `threads` has no effect.
 CLLIP_EXPORT int cllip_has_openmp(void);
 
-// Functions below return CLLIP_OK or an error; `threads` >= 1 is a limit. The same input and number of threads give the
-// same bits: each thread takes a fixed run of rows, partial results are combined in the threads' order.
+// Functions below return CLLIP_OK or an error; `threads` >= 1 is a limit. The same input gives the same bits whatever
+// the number of threads: work is cut into strips of fixed size whose results are combined in their order.
 
 // Running statistics: sum of e^s = total · e^maximum of each row and column; total 0: no pair so far.
-// Excluded scores of the tile become -inf.
-CLLIP_EXPORT int cllip_info_nce_forward(const cllip_tile* tile, const cllip_exclusions* excluded, float* row_max,
-                                        float* row_total, float* column_max, float* column_total, int instruction_set,
-                                        int threads);
+// positive [row_count]: scores of the positives in this block (-inf for excluded ones).
+CLLIP_EXPORT int cllip_info_nce_forward(const cllip_block* block, float* row_max, float* row_total, float* positive,
+                                        float* column_max, float* column_total, int instruction_set, int threads);
 
-// The tile becomes the gradient, apart from the positives' own part.
-//   shared != 0:             e^(s - reference) (row_factor + column_factor)
-//   else if by_row is null:  e^(s - row_max) row_factor + e^(s - column_max) column_factor
-//   else:                    the two terms apart: the rows' in by_row (shaped and strided like the tile), the
-//                            columns' in the tile
-// row_part [columns] or null (not with `shared`): += sum over rows of (rows' term) · s, without the positives' own part.
-CLLIP_EXPORT int cllip_info_nce_backward(const cllip_tile* tile, const cllip_exclusions* excluded, const float* row_max,
-                                         const float* row_factor, const float* column_max, const float* column_factor,
-                                         float reference, int shared, float* by_row, float* row_part,
-                                         int instruction_set, int threads);
+// With row_values, column_values [3, n] = (maximum, factor, weight), the gradient is
+//   shared != 0:  e^(s - reference) (row_factor + column_factor)
+//   else:         e^(s - row_max) row_factor + e^(s - column_max) column_factor
+// minus row_weight + column_weight at positives. split != 0 (not with `shared`): d_rows takes the rows' term and weight
+// only, d_columns the columns'. row_part [columns] or null (not with `shared`): += sum over rows of the rows' part · s.
+CLLIP_EXPORT int cllip_info_nce_backward(const cllip_block* block, const float* row_values, const float* column_values,
+                                         float reference, int shared, int split, float* row_part, int instruction_set,
+                                         int threads);
 
-// loss += sum of softplus(-z l), l = s + bias, z = 1 for positives, else -1. The tile is not changed, but excluded
-// scores and positives in it are.
-CLLIP_EXPORT int cllip_sigmoid_forward(const cllip_tile* tile, const cllip_exclusions* excluded, float bias,
-                                       double* loss, int instruction_set, int threads);
+// loss += sum of softplus(-z l), l = s + bias, z = 1 for positives, else -1.
+CLLIP_EXPORT int cllip_sigmoid_forward(const cllip_block* block, float bias, double* loss, int instruction_set,
+                                       int threads);
 
-// The tile becomes -z sigmoid(-z l); total += its sum.
-CLLIP_EXPORT int cllip_sigmoid_backward(const cllip_tile* tile, const cllip_exclusions* excluded, float bias,
-                                        double* total, int instruction_set, int threads);
+// The same, with the gradient -z sigmoid(-z l); total += its sum.
+CLLIP_EXPORT int cllip_sigmoid_backward(const cllip_block* block, float bias, double* loss, double* total,
+                                        int instruction_set, int threads);
 
 // values [size] become e^values (function 0) or log(1 + values) (function 1, for 0 <= values <= 1). For tests.
 CLLIP_EXPORT int cllip_apply(float* values, int64_t size, int function, int instruction_set);

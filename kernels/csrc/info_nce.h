@@ -1,4 +1,4 @@
-// Symmetric InfoNCE on the rows [first, last) of a tile. Included after vector.h.
+// Symmetric InfoNCE on a tile. Included after vector.h.
 //
 // Forward, two sweeps: maxima of rows and columns; then the sums of exponentials. If all maxima lie close enough to
 // each other, one exponential e^(s - reference) serves the row and the column, exact to fp32's rounding: a row's or
@@ -7,8 +7,8 @@
 #ifndef CLLIP_INFO_NCE_H
 #define CLLIP_INFO_NCE_H
 
-#include "epilogues.h"
 #include "exclusions.h"
+#include "kernels.h"
 #include "vector.h"
 
 namespace {
@@ -40,11 +40,10 @@ void rebase(float* maximum, float* total, float reference, int64_t size) {
 }
 
 // Maxima of the rows and columns, -inf where all is excluded. Returns the reference for one exponential, or NaN.
-float find_maxima(const cllip_tile& tile, const cllip_exclusions& excluded, int64_t first, int64_t last, float* row_max,
-                  float* column_max) {
+float find_maxima(const Tile& tile, const cllip_exclusions& excluded, float* row_max, float* column_max) {
     for (int64_t j = 0; j < tile.columns; ++j) column_max[j] = -INF;
     float low = INF, high = -INF;
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = 0; i < tile.rows; ++i) {
         exclude(tile, excluded, i);
         const float* row = tile.data + i * tile.stride;
         Floats top = all(-INF);
@@ -87,21 +86,21 @@ CLLIP_INLINE float add_row(const float* row, int64_t columns, float reference, c
     return (float)total;
 }
 
-void info_nce_forward(const cllip_tile& tile, const cllip_exclusions& excluded, int64_t first, int64_t last,
+void info_nce_forward(const Tile& tile, const cllip_exclusions& excluded, 
                       float* row_max, float* row_total, float* column_max, float* column_total, float* scratch) {
     const int64_t columns = tile.columns;
-    const float reference = find_maxima(tile, excluded, first, last, row_max, column_max);
+    const float reference = find_maxima(tile, excluded, row_max, column_max);
     const bool shared = reference == reference;
     if (!shared) {
-        for (int64_t i = first; i < last; ++i) row_max[i] = row_max[i] == -INF ? 0 : row_max[i];
+        for (int64_t i = 0; i < tile.rows; ++i) row_max[i] = row_max[i] == -INF ? 0 : row_max[i];
         for (int64_t j = 0; j < columns; ++j) column_max[j] = column_max[j] == -INF ? 0 : column_max[j];
     }
     for (int64_t j = 0; j < columns; ++j) column_total[j] = scratch[j] = 0;
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = 0; i < tile.rows; ++i) {
         const float* row = tile.data + i * tile.stride;
         row_total[i] = shared ? add_row<true>(row, columns, reference, column_max, scratch)
                               : add_row<false>(row, columns, row_max[i], column_max, scratch);
-        if ((i - first) % ROWS_APART == ROWS_APART - 1 || i == last - 1) {
+        if (i % ROWS_APART == ROWS_APART - 1 || i == tile.rows - 1) {
             for (int64_t j = 0; j < columns; ++j) {
                 column_total[j] += scratch[j];
                 scratch[j] = 0;
@@ -109,15 +108,15 @@ void info_nce_forward(const cllip_tile& tile, const cllip_exclusions& excluded, 
         }
     }
     if (shared) {
-        rebase(row_max + first, row_total + first, reference, last - first);
+        rebase(row_max, row_total, reference, tile.rows);
         rebase(column_max, column_total, reference, columns);
     }
 }
 
-void info_nce_backward(const cllip_tile& tile, const cllip_exclusions& excluded, int64_t first, int64_t last,
+void info_nce_backward(const Tile& tile, const cllip_exclusions& excluded, 
                        const cllip::InfoNceGradient& given, float* row_part) {
     const float *column_max = given.column_max, *column_factor = given.column_factor;
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = 0; i < tile.rows; ++i) {
         exclude(tile, excluded, i);
         float* row = tile.data + i * tile.stride;
         const float factor = given.row_factor[i], reference = given.reference;

@@ -1,7 +1,7 @@
-"""Symmetric InfoNCE on the CPU in fp32: products by PyTorch, the rest of a tile's work in `csrc/info_nce.h`.
+"""Symmetric InfoNCE on the CPU in fp32, whole blocks by `csrc/`; fp64 is done by `tiles.py`, whose functions these are.
 
-The same functions as in `tiles.py`, which does fp64. Rows and columns keep their true running maxima; one exponential a
-score serves both wherever the maxima of a tile lie close enough together, two otherwise.
+Rows and columns keep their true running maxima; one exponential a score serves both wherever the maxima of a tile lie
+close enough together, two otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from cllip_fast.kernels import native
 from cllip_fast.kernels.block import Block, Workspace
 from cllip_fast.kernels.info_nce import tiles
 from cllip_fast.kernels.info_nce.tiles import RowStatistics
-from cllip_fast.kernels.products import accumulate, scores
 
 __all__ = ["RowStatistics", "backward_block", "forward_block"]
 
@@ -28,15 +27,9 @@ def forward_block(
     """
     if not native.runs(rows):
         return tiles.forward_block(rows, columns, scale, block, statistics, space)
-    exclusions = native.Exclusions(block, columns, space)
     column_max, column_sum = statistics.total.new_zeros((2, columns.shape[0])).unbind()
-    for start, stop in space.spans(rows.shape[0]):
-        tile = scores(rows[start:stop], columns, scale, space.tile(0, stop - start, columns.shape[0]))
-        of_rows = statistics.maximum[start:stop], statistics.total[start:stop]
-        native.call("info_nce_forward", tile, exclusions, start, *of_rows, column_max, column_sum)
-        diagonal = block.diagonal(tile, start)
-        if diagonal is not None:
-            statistics.positive[block.rows_of(start, stop)] = diagonal
+    of_rows = statistics.maximum, statistics.total, statistics.positive
+    native.call("info_nce_forward", rows, columns, scale, block, *of_rows, column_max, column_sum)
     return column_max, column_sum
 
 
@@ -65,42 +58,27 @@ def backward_block(
         return tiles.backward_block(
             rows, columns, scale, block, row_values, column_values, d_rows, d_columns, space, **more
         )
-    exclusions = native.Exclusions(block, columns, space)
-    row_max, row_factor, row_weight = row_values.contiguous()
-    column_max, column_factor, column_weight = column_values.contiguous()
+    row_values, column_values = row_values.contiguous(), column_values.contiguous()
     shared = reference is not None and not split and row_part is None
     if shared:
-        row_factor = torch.exp(reference - row_max).mul_(row_factor)
-        column_factor = torch.exp(reference - column_max).mul_(column_factor)
-    for start, stop in space.spans(rows.shape[0]):
-        tile = scores(rows[start:stop], columns, scale, space.tile(0, stop - start, columns.shape[0]))
-        by_row = space.tile(1, *tile.shape) if split else None
-        diagonal = block.diagonal(tile, start)
-        here = block.rows_of(start, stop)
-        there = slice(here.start - block.positive[0] + block.positive[1], None)
-        there = slice(there.start, there.start + here.stop - here.start)
-        if row_part is not None and diagonal is not None:
-            row_part[there] -= row_weight[here] * diagonal
-        native.call(
-            "info_nce_backward",
-            tile,
-            exclusions,
-            start,
-            row_max[start:stop],
-            row_factor[start:stop],
-            column_max,
-            column_factor,
-            reference if shared else 0.0,
-            shared,
-            by_row,
-            row_part,
-        )
-        if split and diagonal is not None:
-            block.diagonal(by_row, start).sub_(row_weight[here])
-            diagonal.sub_(column_weight[there])
-        elif diagonal is not None:
-            diagonal.sub_(row_weight[here] + column_weight[there])
-        if d_rows.numel():
-            accumulate(d_rows[start:stop], by_row if split else tile, columns)
-        if d_columns.numel():
-            accumulate(d_columns, tile.t(), rows[start:stop])
+        row_values, column_values = (_relative_to(reference, each) for each in (row_values, column_values))
+    native.call(
+        "info_nce_backward",
+        rows,
+        columns,
+        scale,
+        block,
+        row_values,
+        column_values,
+        reference if shared else 0.0,
+        shared,
+        split,
+        row_part,
+        d_rows=d_rows,
+        d_columns=d_columns,
+    )
+
+
+def _relative_to(reference: float, values: Tensor) -> Tensor:
+    maximum, factor, weight = values
+    return torch.stack([maximum, torch.exp(reference - maximum).mul_(factor), weight])

@@ -1,7 +1,4 @@
-"""Pairwise sigmoid loss on the CPU in fp32: products by PyTorch, the rest of a tile's work in `csrc/sigmoid.h`.
-
-The same functions as in `tiles.py`, which does fp64.
-"""
+"""Pairwise sigmoid loss on the CPU in fp32, whole blocks by `csrc/`; `tiles.py` has the same functions for fp64."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from torch import Tensor
 
 from cllip_fast.kernels import native
 from cllip_fast.kernels.block import Block, Workspace
-from cllip_fast.kernels.products import accumulate, scores
 from cllip_fast.kernels.sigmoid import tiles
 
 
@@ -25,12 +21,9 @@ def forward_block(
     """
     if not native.runs(rows):
         return tiles.forward_block(rows, columns, scale, bias, block, space)
-    exclusions, offset = native.Exclusions(block, columns, space), 0.0 if bias is None else bias.item()
-    total = c_double()
-    for start, stop in space.spans(rows.shape[0]):
-        tile = scores(rows[start:stop], columns, scale, space.tile(0, stop - start, columns.shape[0]))
-        native.call("sigmoid_forward", tile, exclusions, start, offset, byref(total))
-    return scale.new_tensor(total.value)
+    loss = c_double()
+    native.call("sigmoid_forward", rows, columns, scale, block, _number(bias), byref(loss))
+    return scale.new_tensor(loss.value)
 
 
 def backward_block(
@@ -43,22 +36,23 @@ def backward_block(
     d_columns: Tensor,
     d_bias: Tensor,
     space: Workspace,
-) -> None:
-    """Add one block's gradients, without the factor `scale`; see `tiles.backward_block`.
+) -> Tensor:
+    """Add one block's gradients, without the factor `scale`, and return its loss; see `tiles.backward_block`.
 
     Raises:
         InputError: the features are not on the CPU, or the library is not built.
     """
     if not native.runs(rows):
         return tiles.backward_block(rows, columns, scale, bias, block, d_rows, d_columns, d_bias, space)
-    exclusions, offset = native.Exclusions(block, columns, space), 0.0 if bias is None else bias.item()
-    total = c_double()
-    for start, stop in space.spans(rows.shape[0]):
-        tile = scores(rows[start:stop], columns, scale, space.tile(0, stop - start, columns.shape[0]))
-        native.call("sigmoid_backward", tile, exclusions, start, offset, byref(total))
-        if d_rows.numel():
-            accumulate(d_rows[start:stop], tile, columns)
-        if d_columns.numel():
-            accumulate(d_columns, tile.t(), rows[start:stop])
+    loss, total = c_double(), c_double()
+    sums = byref(loss), byref(total)
+    native.call(
+        "sigmoid_backward", rows, columns, scale, block, _number(bias), *sums, d_rows=d_rows, d_columns=d_columns
+    )
     if d_bias.numel():
         d_bias += total.value
+    return scale.new_tensor(loss.value)
+
+
+def _number(bias: Tensor | None) -> float:
+    return 0.0 if bias is None else bias.item()

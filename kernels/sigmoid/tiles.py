@@ -41,13 +41,19 @@ def backward_block(
     d_columns: Tensor,
     d_bias: Tensor,
     space: Workspace,
-) -> None:
+) -> Tensor:
     """Add one block's gradients, without the factor `scale`, to d_rows [n, D], d_columns [m, D], d_bias [].
 
     Accumulators with 0 elements are not wanted and skipped.
+
+    Returns:
+        [] what `forward_block` returns.
     """
+    total = torch.zeros_like(scale)
     for start, stop in space.spans(rows.shape[0]):
-        tile = _signed_tile(rows, columns, scale, bias, block, space, start, stop).sigmoid_()
+        tile = _signed_tile(rows, columns, scale, bias, block, space, start, stop)
+        total += torch.ops.aten.softplus.out(tile, 1, LINEAR_FROM, out=space.tile(1, *tile.shape)).sum()
+        tile.sigmoid_()
         diagonal = block.diagonal(tile, start)
         if diagonal is not None:
             diagonal.neg_()
@@ -57,6 +63,7 @@ def backward_block(
             accumulate(d_rows[start:stop], tile, columns)
         if d_columns.numel():
             accumulate(d_columns, tile.t(), rows[start:stop])
+    return total
 
 
 def _signed_tile(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cllip_fast.errors import InputError
 from cllip_fast.kernels import native
-from cllip_fast.kernels.block import Block, Workspace, unit_texts
+from cllip_fast.kernels.block import Block, Workspace
 from cllip_fast.kernels.info_nce import native as native_info_nce
 from cllip_fast.kernels.info_nce import tiles as tiles_info_nce
 from cllip_fast.kernels.sigmoid import native as native_sigmoid
@@ -79,7 +79,8 @@ def test_info_nce_tiles(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, want, peer, have in zip(("rows", "columns", "d_rows", "d_columns"), exact, plain, ours, strict=True):
             error, theirs = (have - want).norm(), (peer - want).norm()
             # Softmax and log-sum-exp are known to about an ulp of 1, whatever is left after the positives.
-            assert error <= 2 * theirs + 2e-7 * rows**0.5, (name, size, error, theirs)
+            allowed = (3 if name.startswith("d_") else 2) * theirs + 2e-7 * rows**0.5
+            assert error <= allowed, (name, size, error, theirs)
 
 
 def walk(
@@ -94,7 +95,7 @@ def walk(
     def block(chunk: slice) -> Block:
         run = (chunk.start, 0, chunk.stop - chunk.start)
         masks = {"row_valid": valid, "column_valid": valid[chunk], "row_ids": ids, "column_ids": ids[chunk]}
-        return Block(run, **masks, row_texts=unit_texts(y), threshold=0.9)
+        return Block(run, **masks, row_texts=y, threshold=0.9)
 
     for chunk in chunks:
         if chunk.stop > chunk.start:
@@ -134,15 +135,16 @@ def test_sums_of_scores_in_any_range(low: float, high: float) -> None:
     """One exponential against a shared reference or two, over two tiles; a row and a column without any pair."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(46, 37, generator=generator) * (high - low) + low
-    scores[5], scores[:, 7] = -INF, -INF
     scores[20:, 3] = low - 500
-    row_max, row_total = torch.zeros(2, 23)
+    row_max, row_total, positive = torch.zeros(3, 23)
     column_max, column_total = torch.zeros(2, 37)
-    columns = torch.zeros(37, 1)
-    for tile in scores.clone().split(23):
-        exclusions = native.Exclusions(Block((0, 0, 0)), columns, Workspace(23, 37, columns))
+    real_rows, real_columns = torch.arange(46) != 5, torch.arange(37) != 7
+    for tile, real in zip(scores.split(23), real_rows.split(23), strict=True):
+        block = Block((0, 0, 0), row_valid=real, column_valid=real_columns)
         row_max.zero_(), row_total.zero_()
-        native.call("info_nce_forward", tile, exclusions, 0, row_max, row_total, column_max, column_total)
+        sums = row_max, row_total, positive, column_max, column_total
+        native.call("info_nce_forward", tile, torch.eye(37), torch.tensor(1.0), block, *sums)
+    scores[~real_rows] = scores[:, ~real_columns] = -INF
     for top, total, part in ((row_max, row_total, scores[23:].t()), (column_max, column_total, scores)):
         exact = part.double().logsumexp(0)
         assert ((total == 0) == (exact == -INF)).all()
@@ -301,15 +303,15 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     native._load.cache_clear()
     monkeypatch.setattr(native, "ABI_VERSION", 999)
-    assert "has interface version 1, this package needs 999: install it again" in native.describe()
+    assert "has interface version 2, this package needs 999: install it again" in native.describe()
     native._load.cache_clear()
 
 
 def test_header_and_loader_agree() -> None:
     header = Path(native.__file__).parent.joinpath("csrc", "cllip_native.h").read_text()
     assert f"#define CLLIP_ABI_VERSION {native.ABI_VERSION}\n" in header
-    assert ctypes.sizeof(native._Tile) == 32
-    assert ctypes.sizeof(native._Exclusions) == 80
+    assert ctypes.sizeof(native._Exclusions) == 120
+    assert ctypes.sizeof(native._Block) == 200
 
 
 @pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")

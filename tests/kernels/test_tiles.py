@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cllip_fast.kernels.block import Block, Workspace, unit_texts
+from cllip_fast.kernels.block import Block, Workspace, lengths
 from cllip_fast.kernels.info_nce import tiles
 from cllip_fast.kernels.products import accumulation_dtype, operand, scores
 from tests import dense
@@ -34,7 +34,7 @@ def test_excluded_pairs_of_a_tile() -> None:
         column_valid=torch.tensor([True, True, False]),
         row_ids=torch.tensor([0, 1, 2, 3, 4]),
         column_ids=torch.tensor([1, 0, 3]),
-        row_texts=unit_texts(texts),
+        row_texts=texts,
         threshold=0.9,
     )
     space = Workspace(5, 3, texts)
@@ -57,10 +57,10 @@ def test_workspace_covers_all_rows_in_bounded_tiles(monkeypatch: pytest.MonkeyPa
     assert list(Workspace(3, 1000, torch.zeros(0)).spans(3)) == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_unit_texts() -> None:
+def test_lengths() -> None:
     texts = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert unit_texts(texts).tolist() == [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    assert unit_texts(texts.bfloat16()).dtype == torch.float32
+    assert lengths(texts).tolist() == [5.0, pytest.approx(1e-12)]
+    assert lengths(texts.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("size", [1.0, 59.0, 61.0, 500.0])
