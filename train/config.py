@@ -55,7 +55,10 @@ class Config:
     localization_weight: float = option(1.0, "losses", "weight of the patch localization loss")
 
     steps: int = option(1100, "optimization", "optimizer steps")
-    batch_size: int = option(64, "optimization", "images per rank and step")
+    batch_size: int = option(64, "optimization", "images per rank and micro-batch")
+    accum_freq: int = option(
+        1, "optimization", "micro-batches per step: the gradient of one large batch in the memory of a small one"
+    )
     lr: float = option(2e-3, "optimization", "peak learning rate")
     warmup: int = option(50, "optimization", "steps of linear warm-up; cosine to zero follows")
     wd: float = option(0.1, "optimization", "weight decay, not on biases, norms, tables and logit scales")
@@ -79,8 +82,8 @@ class Config:
         for field in dataclasses.fields(self):
             if field.metadata["choices"]:
                 check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
-        positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "save_frequency",
-                    "log_every_n_steps")  # fmt: skip
+        positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "accum_freq",
+                    "save_frequency", "log_every_n_steps")  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least 1")

@@ -21,11 +21,13 @@ class Inputs:
     splits: dict[str, Loader]  # name -> evaluation loader
     info: DatasetInfo
     tokenizer: Tokenizer
+    steps_per_epoch: int
 
     def describe(self) -> str:
         sizes = "".join(f", {name} {loader.samples}" for name, loader in self.splits.items())
         name, count = self.info.name, len(self.info.classes)
-        return f"{name}: train {self.train.samples} ({len(self.train)} steps an epoch){sizes} samples, {count} classes"
+        train = f"train {self.train.samples} ({self.steps_per_epoch} steps an epoch)"
+        return f"{name}: {train}{sizes} samples, {count} classes"
 
 
 def find_splits(config: Config, world: World) -> tuple[str, dict[str, str]]:
@@ -71,10 +73,16 @@ def create_inputs(config: Config, world: World) -> Inputs:
         train_spec, train=True, max_regions=config.max_regions, crop=config.crop, workers=config.workers,
         rank=world.rank, world_size=world.size, **common,
     )  # fmt: skip
+    steps_per_epoch = len(train) // config.accum_freq
+    if not steps_per_epoch:
+        raise InputError(
+            f"--train-data {train_spec} holds {train.samples} samples, expected at least one step's: "
+            f"--batch-size {config.batch_size} × --accum-freq {config.accum_freq} × {world.size} ranks"
+        )
     crop = "pad" if config.crop == "random" else config.crop
     splits = {
         name: create_loader(spec, train=False, max_regions=EVALUATION_REGIONS, crop=crop, **common)
         for name, spec in split_specs.items()
         if world.is_main
     }
-    return Inputs(train, splits, info, tokenizer)
+    return Inputs(train, splits, info, tokenizer, steps_per_epoch)

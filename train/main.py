@@ -3,6 +3,7 @@
     torchrun --standalone train/main.py                                        # generated scenes, minutes on a CPU
     torchrun --standalone train/main.py --losses clip --region roi_align       # plain CLIP on the same scenes
     torchrun --standalone --nproc-per-node 2 train/main.py --batch-size 32     # the same batches on two processes
+    torchrun --standalone train/main.py --batch-size 16 --accum-freq 4         # the same step in less memory
     torchrun --standalone --nproc-per-node 8 train/main.py --config train/recipes/vit_b16.toml --train-data shards/
     torchrun --standalone train/main.py --resume latest                        # go on after an interruption
 
@@ -17,6 +18,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from cllip_fast.kernels import native
 from cllip_fast.losses import CllipLoss
 from cllip_fast.models import CllipModel, create_model
 from cllip_fast.train import checkpoint, distributed
+from cllip_fast.train.accumulate import accumulate
 from cllip_fast.train.config import Config, parse
 from cllip_fast.train.evaluation import Evaluation
 from cllip_fast.train.inputs import create_inputs
@@ -99,6 +102,7 @@ def train(config: Config, world: distributed.World) -> None:
     bf16 = config.precision == "amp_bf16" or (config.precision == "auto" and world.device.type == "cuda")
     autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
     wrapped = DistributedDataParallel(model) if world.size > 1 else model
+    no_sync = wrapped.no_sync if world.size > 1 else nullcontext
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     log = RunLog(run, steps=config.steps, start=step, tensorboard=bool(config.report_to), main=world.is_main)
@@ -110,19 +114,21 @@ def train(config: Config, world: distributed.World) -> None:
     if world.is_main:
         (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
 
-    batches = inputs.train.forever()
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        with autocast:  # the losses stay outside: they accumulate in fp32 by themselves
+            return forward(wrapped, batch.to(world.device, non_blocking=True), model_parts)
+
+    stream = inputs.train.forever()
     log.restart_clock()
     while step < config.steps:
         waiting = time.perf_counter()
-        batch = next(batches).to(world.device, non_blocking=True)
+        batches = [next(stream) for _ in range(config.accum_freq)]
         data_seconds = time.perf_counter() - waiting
         rate = learning_rate(step, config)
         set_learning_rate(optimizer, rate)
-        with autocast:
-            output = forward(wrapped, batch, model_parts)
-        parts = loss(**output, output_dict=True)  # outside autocast: it accumulates in fp32 by itself
+        # Forward, loss, backward: of one large batch, however many micro-batches it comes in.
+        parts = accumulate(encode, partial(loss, output_dict=True), batches, no_sync=no_sync)
         total = sum(parts.values())
-        total.backward()
         grad_norm = nn.utils.clip_grad_norm_(trained, config.grad_clip_norm or math.inf)
         optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # fused AdamW skips such a step, without a wait
         optimizer.step()
@@ -137,14 +143,14 @@ def train(config: Config, world: distributed.World) -> None:
         if interval:
             means = log.flush(
                 step,
-                config.batch_size * world.size,
+                config.batch_size * config.accum_freq * world.size,
                 lr=rate,
                 **logit_scales(model),
                 broken_samples=inputs.train.skipped.total(),
             )
             if means["skipped"] > 0.5:
                 raise InputError(f"most gradients since step {step - config.log_every_n_steps} are not finite; "
-                                 f"the last batch was {', '.join(batch.keys)}")  # fmt: skip
+                                 f"the last batch was {', '.join(batches[-1].keys)}")  # fmt: skip
         stopping = world.any(bool(stop)) if interval or world.size == 1 else False
         if world.is_main and (stopping or at_end or step % config.save_frequency == 0):
             checkpoints.save(step)
