@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ from cllip_fast.errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, or 2 after a one-line error about bad input."""
-    parser = argparse.ArgumentParser(prog="cllip-fast", description="Tools around CLLIP-Fast's data.")
+    parser = argparse.ArgumentParser(prog="cllip-fast", description="Tools around CLLIP-Fast: data and plans.")
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_scenes, _add_convert):
+    for add in (_add_scenes, _add_convert, _add_plan):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -73,6 +74,47 @@ def _run_convert_coco(options: argparse.Namespace) -> None:
         shard_size=options.shard_size,
     )
     print(f"{options.out}: {summary}")
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    from cllip_fast.train.config import Config
+
+    parser = commands.add_parser("plan", help="memory and time of a run, predicted", description=_run_plan.__doc__)
+    parser.add_argument("--model", default=Config.model, help="preset (default %(default)s)")
+    parser.add_argument("--device", default="h100", help="a100, h100, h200 or b200 (default %(default)s)")
+    parser.add_argument("--grad-checkpointing", default="none", help="none or blocks (default %(default)s)")
+    parser.add_argument("--precision", default=Config.precision, help="auto (bf16), fp32 or amp_bf16")
+    parser.add_argument("--losses", default=Config.losses, help="as the trainer's (default %(default)s)")
+    parser.add_argument("--region", default=Config.region, help="prompter or roi_align (default %(default)s)")
+    parser.add_argument("--attention", default=Config.attention, help="back end; default: the preset's")
+    numbers = {
+        "--batch-size": (Config.batch_size, "images on a GPU at a time"),
+        "--gpus": (1, "how many"),
+        "--accum-freq": (1, "micro-batches in a step, contrasted with one another"),
+        "--image-size": (Config.image_size, "pixels a side; 0: the preset's"),
+        "--text-length": (Config.text_length, "tokens of a caption"),
+        "--region-length": (Config.region_length, "tokens of a region text"),
+        "--max-regions": (Config.max_regions, "regions of an image"),
+    }
+    for flag, (default, help) in numbers.items():
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{help} (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON: bytes and seconds")
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(options: argparse.Namespace) -> None:
+    """Predict, by formulas alone, the peak memory of each GPU, the largest batch that fits, and a step's least time."""
+    from cllip_fast import plan
+    from cllip_fast.train.config import Config
+
+    values = {name: value for name, value in vars(options).items() if name not in ("run", "json", "device")}
+    values["losses"] = Config(losses=options.losses).parts
+    values["precision"] = "amp_bf16" if options.precision == "auto" else options.precision
+    run = plan.Settings(**values)
+    device = plan.find_device(options.device)
+    memory, time = plan.predict_memory(run), plan.predict_time(run, device)
+    result = (run, device, memory, time, plan.largest_batch(run, device))
+    print(json.dumps(plan.as_dict(*result), indent=1) if options.json else plan.as_text(*result))
 
 
 if __name__ == "__main__":
