@@ -6,7 +6,7 @@
     ids = exchange.all_gather(ids, counts)   # [n, ...] -> [W, n_max, ...], short ranks padded with `fill`
     for start, chunk in exchange.gather_chunks(texts, counts, k):
         ...                                  # chunk [W, k, D]: rows start … start+k of each rank; the next is in flight
-        pending = exchange.reduce_scatter(d) # [W, k, D] -> own [k, D], summed over ranks; in flight
+        pending = exchange.reduce_scatter(d) # [W, k, D] -> own [k, D], summed over ranks; in flight, in `wire`'s type
         ...
         own = pending.wait()
     exchange.all_sum(x); exchange.all_max(x) # small tensors, the same result on every rank
@@ -16,7 +16,7 @@ gathered chunk; `padding_mask(counts, ...)` says which columns are real. With on
 input and every call returns at once. A yielded chunk is valid until the generator is resumed: buffers are used in turn.
 
 Every call is a collective: all ranks of the group must make the same calls in the same order. A rank that has raised
-makes the others fail when the group's own timeout ends, as with any collective.
+makes the others fail when the group's own timeout ends, as with any collective; one that has ended, at once (gloo).
 """
 
 from cllip_fast.exchange.exchange import Exchange, Pending, padding_mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,15 +21,24 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class Pending:
     """A collective in flight: `wait()` returns its result. Holds the buffers alive until then."""
 
-    def __init__(self, result: Tensor, work: dist.Work | None = None, source: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        result: Tensor,
+        work: dist.Work | None = None,
+        source: Tensor | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._result = result
         self._work = work
         self._source = source
+        self._finish = finish
 
     def wait(self) -> Tensor:
         if self._work is not None:
             self._work.wait()
             self._work = self._source = None
+            if self._finish is not None:
+                self._result = self._finish(self._result)
         return self._result
 
 
@@ -50,20 +59,29 @@ class Exchange:
         if self.rank < 0:
             raise InputError("group does not contain this rank")
 
-    def row_counts(self, local: Tensor) -> tuple[int, ...]:
+    def row_counts(self, local: Tensor, **optional: Tensor | None) -> tuple[int, ...]:
         """Rows of `local` [n, D] on each rank. The one place that waits for the device when there are several ranks.
 
+        Args:
+            local: this rank's rows.
+            optional: arguments that must be None on all ranks or on none, because the calls to come depend on it.
+
         Raises:
-            InputError: on every rank alike, if width or dtype differ between ranks.
+            InputError: on every rank alike, if width or dtype or what is None differ between ranks.
         """
         if self.world_size == 1:
             return (local.shape[0],)
         dtype = _DTYPES.index(local.dtype) if local.dtype in _DTYPES else -1
-        mine = torch.tensor([local.shape[0], local.shape[1], dtype], device=local.device)
-        table = self.all_gather(mine[None]).view(self.world_size, 3).tolist()
-        if len({tuple(row[1:]) for row in table}) > 1:
-            form = [f"[{n}, {width}] {_DTYPES[code] if code >= 0 else 'other'}" for n, width, code in table]
+        given = [value is not None for value in optional.values()]
+        mine = torch.tensor([local.shape[0], local.shape[1], dtype, *given], device=local.device)
+        table = self.all_gather(mine[None])[:, 0].tolist()
+        if len({tuple(row[1:3]) for row in table}) > 1:
+            form = [f"[{n}, {width}] {_DTYPES[code] if code >= 0 else 'other'}" for n, width, code, *_ in table]
             raise InputError(f"features must have the same width and dtype on every rank, got {', '.join(form)}")
+        for index, name in enumerate(optional, start=3):
+            ranks = [rank for rank, row in enumerate(table) if row[index]]
+            if 0 < len(ranks) < self.world_size:
+                raise InputError(f"{name} must be given on every rank or on none, but only ranks {ranks} have it")
         return tuple(row[0] for row in table)
 
     def all_gather(self, local: Tensor, counts: Sequence[int] | None = None, fill: float = 0) -> Tensor:
@@ -125,13 +143,25 @@ class Exchange:
             stop = min(start + size, max(counts))
             yield start, keep[start * whole : stop * whole].view(self.world_size, stop - start, width)
 
-    def reduce_scatter(self, gradient: Tensor) -> Pending:
-        """Sum [W, k, D] over ranks and keep this rank's [k, D]; in flight until `.wait()`."""
+    def reduce_scatter(self, gradient: Tensor, wire: torch.dtype | None = None) -> Pending:
+        """Sum [W, k, D] over ranks and keep this rank's [k, D], in the gradient's type; in flight until `.wait()`.
+
+        Args:
+            gradient: this rank's part of every rank's rows.
+            wire: type that the parts are rounded to and travel in; None: the gradient's.
+        """
         if self.world_size == 1:
             return Pending(gradient[0])
-        source = gradient.contiguous().view(-1, *gradient.shape[2:])
+        dtype = gradient.dtype
+        source = gradient.to(wire or dtype).contiguous().view(-1, *gradient.shape[2:])
+        if source.device.type == "cpu":
+            # gloo's reduce-scatter is an all-reduce inside: twice the bytes. Owners sum the parts themselves.
+            parts = torch.empty_like(source)
+            work = dist.all_to_all_single(parts, source, group=self._group, async_op=True)
+            return Pending(parts.view(gradient.shape), work, source, lambda parts: parts.sum(0, dtype=dtype))
         own = torch.empty_like(source[: gradient.shape[1]])
-        return Pending(own, _reduce_scatter(own, source, group=self._group, async_op=True), source)
+        work = _reduce_scatter(own, source, group=self._group, async_op=True)
+        return Pending(own, work, source, lambda own: own.to(dtype))
 
     def all_sum(self, value: Tensor) -> Tensor:
         """Sum of a small tensor over ranks, the same on every rank; returns a new tensor if there are several."""

@@ -11,11 +11,12 @@ from torch import Tensor
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels.products import accumulation_dtype
 from cllip_fast.streaming.backends import kernels
-from cllip_fast.streaming.gradients import softmax_backward, upstream
-from cllip_fast.streaming.info_nce import fake_gathered
+from cllip_fast.streaming.gradients import row_and_column_weights, softmax_backward, upstream
+from cllip_fast.streaming.info_nce import fake_columns, fake_gathered
+from cllip_fast.streaming.once import differentiable_once
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
-from cllip_fast.streaming.statistics import combine, mean_weight, negative_log_likelihood
+from cllip_fast.streaming.statistics import combine, mean_weight, negative_log_likelihood, settled
 from cllip_fast.streaming.walk import Walk
 
 
@@ -72,9 +73,9 @@ def _forward(
     chunk_size: int,
     backend: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> losses [], []; (maximum, total) of student and teacher × own (rows, columns) [4, 2, n]; weight [], counts [W]
-    (CPU), kept texts.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> losses [], []; (maximum, total) of student and teacher, of own rows [4, n] and all columns [4, W, n_max];
+    weight [], counts [W] (CPU), kept texts.
     """
     with plain_precision(rows):
         exchange = Exchange(group)
@@ -96,7 +97,8 @@ def _forward(
         soft = (top + total.log() - cross / teacher_total).sum()
         losses = torch.stack([hard, soft]) * weight
         losses = losses if local else exchange.all_sum(losses)
-        return losses[0].clone(), losses[1].clone(), statistics[:4], weight, torch.tensor(walk.counts), kept
+        saved = by_row[:4].clone(), torch.cat([settled(*by_column[:2]), settled(*by_column[2:4])])
+        return losses[0].clone(), losses[1].clone(), *saved, weight, torch.tensor(walk.counts), kept
 
 
 @_forward.register_fake
@@ -113,10 +115,11 @@ def _(
     chunk_size: int,
     backend: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = rows.new_empty((), dtype=accumulation_dtype(rows.dtype))
     counts, kept = fake_gathered(texts, group, keep)
-    return loss, torch.empty_like(loss), loss.new_empty((4, 2, rows.shape[0])), torch.empty_like(loss), counts, kept
+    by_row, by_column = loss.new_empty((4, rows.shape[0])), loss.new_empty((4, *fake_columns(texts, group)))
+    return loss, torch.empty_like(loss), by_row, by_column, torch.empty_like(loss), counts, kept
 
 
 @torch.library.custom_op("cllip_fast::distill_backward", mutates_args=())
@@ -129,7 +132,8 @@ def _backward(
     teacher_rows: Tensor,
     teacher_texts: Tensor,
     teacher_scale: Tensor,
-    statistics: Tensor,
+    by_row: Tensor,
+    by_column: Tensor,
     weight: Tensor,
     counts: Tensor,
     kept: Tensor,
@@ -146,13 +150,15 @@ def _backward(
     with plain_precision(rows):
         teacher = (teacher_rows, teacher_texts, teacher_scale)
         walk = _walk((rows, texts, scale), teacher, Exchange(group), tuple(counts.tolist()), chunk_size)
-        hard, soft = upstream(torch.stack([contrastive, soft]), walk, local) * weight
-        top, total, teacher_top, teacher_total = statistics
-        values = torch.stack([top, (hard + soft) / total, teacher_top, soft / teacher_total, hard.expand_as(top)])
+        weights = row_and_column_weights(upstream(torch.stack([contrastive, soft]), walk, local) * weight, walk)
+        values = [
+            torch.stack([top, (hard + soft) / total, teacher_top, soft / teacher_total, hard])
+            for (top, total, teacher_top, teacher_total), (hard, soft) in zip((by_row, by_column), weights, strict=True)
+        ]
         d_rows, d_texts, d_scale = softmax_backward(
             walk,
             functools.partial(kernels(backend, "distill", rows.device).backward_block, width=rows.shape[1]),
-            *values.unbind(1),
+            *values,
             texts,
             kept,
             reference=None,
@@ -173,7 +179,8 @@ def _(
     teacher_rows: Tensor,
     teacher_texts: Tensor,
     teacher_scale: Tensor,
-    statistics: Tensor,
+    by_row: Tensor,
+    by_column: Tensor,
     weight: Tensor,
     counts: Tensor,
     kept: Tensor,
@@ -212,3 +219,4 @@ def _gradients(ctx: Any, contrastive: Tensor, soft: Tensor, *_: None) -> tuple:
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+differentiable_once(_backward)

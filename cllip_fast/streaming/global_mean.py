@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cllip_fast.exchange import Exchange
+from cllip_fast.streaming.once import differentiable_once
 
 
 def global_mean(total: Tensor, number: Tensor, group: str = "") -> Tensor:
@@ -59,3 +60,4 @@ def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+differentiable_once(_backward)

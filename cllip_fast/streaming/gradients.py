@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cllip_fast.exchange import Exchange, Pending
+from cllip_fast.kernels.products import inner
 from cllip_fast.streaming.walk import Walk
 
 
@@ -22,10 +23,19 @@ class TextGradients:
         width: D.
         like: gives device and type (the accumulation type).
         wanted: False: nothing is computed or sent; `chunk` gives a tensor with 0 elements.
+        wire: type that chunks are rounded to and travel in; None: that of `like`.
     """
 
-    def __init__(self, exchange: Exchange, counts: Sequence[int], width: int, like: Tensor, wanted: bool) -> None:
-        self._exchange, self._wanted = exchange, wanted
+    def __init__(
+        self,
+        exchange: Exchange,
+        counts: Sequence[int],
+        width: int,
+        like: Tensor,
+        wanted: bool,
+        wire: torch.dtype | None = None,
+    ) -> None:
+        self._exchange, self._wanted, self._wire = exchange, wanted, wire
         self._own = like.new_zeros((max(counts), width) if wanted else 0)
         self._chunk = self._own
         self._in_flight: tuple[slice, Pending] | None = None
@@ -45,7 +55,7 @@ class TextGradients:
             return
         self._finish()
         chunk = self._chunk.view(self._exchange.world_size, -1, self._own.shape[1])
-        self._in_flight = span, self._exchange.reduce_scatter(chunk)
+        self._in_flight = span, self._exchange.reduce_scatter(chunk, self._wire)
 
     def collect(self, rows: int) -> Tensor:
         """[rows, D]: the gradient of this rank's texts, complete."""
@@ -60,16 +70,22 @@ class TextGradients:
 
 
 def upstream(gradient: Tensor, walk: Walk, local: bool) -> Tensor:
-    """The factor that the rows' and columns' weights carry: this rank's own gradient, or the mean over ranks.
+    """[..., W] the factor that the weights of each rank's rows and columns carry: its own gradient [...], or the mean.
 
     The full-batch loss is one number that every rank holds; should ranks weigh it differently, their mean is what
     averaging parameter gradients comes to.
     """
-    gradient = gradient.to(walk.type)
+    of_ranks = walk.exchange.all_gather(gradient.to(walk.type)[None])[:, 0].movedim(0, -1)
+    return of_ranks if local else of_ranks.mean(-1, keepdim=True).expand_as(of_ranks)
+
+
+def row_and_column_weights(factor: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
+    """factor [..., W] of each rank -> weights of this rank's rows [..., n] and of all columns [..., W, n_max]."""
+    rows = factor[..., walk.exchange.rank, None].expand(*factor.shape[:-1], walk.rows.shape[0])
+    columns = factor[..., None].expand(*factor.shape, max(walk.counts))
     return (
-        gradient
-        if local or walk.exchange.world_size == 1
-        else walk.exchange.all_sum(gradient / walk.exchange.world_size)
+        rows if walk.valid is None else rows * walk.valid,
+        columns if walk.all_valid is None else columns * walk.all_valid,
     )
 
 
@@ -91,7 +107,8 @@ def softmax_backward(
     Args:
         walk: the call's blocks; D is the width of `texts`, its scale's first number is the logit scale.
         backward_block: kernel, see `kernels/info_nce/tiles.py`.
-        row_values, column_values: [V, n] what the kernel must know of this rank's rows and columns, weights included.
+        row_values: [V, n] what the kernel must know of this rank's rows, weights included.
+        column_values: [V, W, n_max] the same of all columns; forward left their statistics on every rank.
         texts: [n, D] of this rank (the walk's own may carry more columns).
         kept: gathered texts kept by forward, or 0 elements.
         reference: passed on to the kernel.
@@ -102,11 +119,15 @@ def softmax_backward(
     exchange, scale = walk.exchange, walk.scale.flatten()[0]
     local = local and exchange.world_size > 1
     split = local and not gather_grad
-    columns_of_all = exchange.all_gather(column_values.t(), walk.counts).movedim(2, 0)
+    # A sum of W equal losses has W times the gradient; the ranks' local losses sum up to that by themselves.
+    factor = scale * exchange.world_size if gather_grad and not local else scale
     d_rows = scale.new_zeros((walk.rows.shape[0], texts.shape[1]) if need_rows or need_scale else 0)
-    d_texts = TextGradients(exchange, walk.counts, texts.shape[1], scale, need_texts or (local and need_scale))
-    row_part = scale.new_zeros(exchange.world_size) if local and not split and need_scale else None
+    wanted = need_texts or (local and need_scale)
+    d_texts = TextGradients(exchange, walk.counts, texts.shape[1], scale, wanted, texts.dtype)
+    column_part = scale.new_zeros(exchange.world_size) if local and need_scale else None
+    row_part = None if split or column_part is None else torch.zeros_like(column_part)
     for span, columns, block in walk.blocks(kept if kept.numel() else None, again=True):
+        d_columns = d_texts.chunk(span)
         part = None if row_part is None else scale.new_zeros(columns.shape[0])
         backward_block(
             walk.rows,
@@ -114,31 +135,31 @@ def softmax_backward(
             walk.scale,
             block,
             row_values,
-            columns_of_all[:, :, span].flatten(1),
+            column_values[:, :, span].flatten(1),
             d_rows,
-            d_texts.chunk(span),
+            d_columns,
             walk.space,
             reference=reference,
             split=split,
             row_part=part,
         )
-        d_texts.send(span)
+        if column_part is not None:
+            column_part += torch.sum((d_columns * columns[:, : texts.shape[1]]).view(exchange.world_size, -1), 1)
         if row_part is not None:
-            row_part += part.view(exchange.world_size, -1).sum(1)
+            row_part += part.view(exchange.world_size, -1).sum(1) / scale
+        d_columns.mul_(factor)  # before it is rounded for the wire: the smallest would vanish in fp16
+        d_texts.send(span)
     own_texts = d_texts.collect(walk.rows.shape[0])
 
     d_scale = scale.new_empty(0)
     if need_scale:
-        by_rows = torch.sum(d_rows * walk.rows[:, : texts.shape[1]])
+        by_rows = inner(d_rows, walk.rows[:, : texts.shape[1]])
         if not local:
             d_scale = exchange.all_sum(by_rows)
         elif split:
-            d_scale = by_rows + torch.sum(own_texts * texts)
+            d_scale = by_rows + exchange.all_sum(column_part)[exchange.rank]
         else:
-            # This rank's loss is its rows' part and its columns' part. own_texts · texts has the columns' part, and
-            # besides it what the rows of all ranks contribute to these columns through their rows' part.
-            others = exchange.all_sum(row_part)[exchange.rank]
-            d_scale = torch.sum(own_texts * texts) + (row_part.sum() - others) / scale
-    # A sum of W equal losses has W times the gradient; the ranks' local losses sum up to that by themselves.
-    factor = scale * exchange.world_size if gather_grad and not local else scale
-    return d_rows.mul_(factor) if need_rows else d_rows[:0], own_texts.mul_(factor), d_scale
+            # This rank's loss is its rows' part and its columns' part. The latter lies on all ranks, in `column_part`,
+            # which also has what these ranks' rows contribute to the columns through their own part.
+            d_scale = row_part.sum() + exchange.all_sum(column_part - row_part)[exchange.rank]
+    return d_rows.mul_(factor) if need_rows else d_rows[:0], own_texts, d_scale

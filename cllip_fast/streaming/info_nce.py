@@ -14,11 +14,12 @@ from torch import Tensor
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels.products import accumulation_dtype
 from cllip_fast.streaming.backends import kernels
-from cllip_fast.streaming.gradients import softmax_backward, upstream
+from cllip_fast.streaming.gradients import row_and_column_weights, softmax_backward, upstream
+from cllip_fast.streaming.once import differentiable_once
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
 from cllip_fast.streaming.small import is_small, small_info_nce
-from cllip_fast.streaming.statistics import combine, mean_weight, negative_log_likelihood, shared_reference
+from cllip_fast.streaming.statistics import combine, mean_weight, negative_log_likelihood, settled, shared_reference
 from cllip_fast.streaming.walk import Walk
 
 
@@ -78,11 +79,13 @@ def _forward(
     chunk_size: int,
     backend: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss [], (maximum, total) × own (rows, columns) [2, 2, n], weight [], counts [W] (CPU), kept texts."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss [], (maximum, total) of own rows [2, n] and all columns [2, W, n_max], weight [], counts [W] (CPU),
+    kept texts.
+    """
     with plain_precision(rows):
         exchange = Exchange(group)
-        counts = exchange.row_counts(texts)
+        counts = exchange.row_counts(texts, mask=valid, group_ids=ids)
         walk = Walk(rows, texts, scale.reshape(()), exchange, counts, chunk_size, valid, ids, threshold)
         kernel = kernels(backend, "info_nce", rows.device)
         statistics = kernel.RowStatistics.start(rows.shape[0], walk.scale)
@@ -100,11 +103,10 @@ def _forward(
         losses = negative_log_likelihood(maxima, totals, statistics.positive)
         if valid is not None:
             losses.masked_fill_(~valid, 0)
-            totals.masked_fill_(~valid, 1)
         weight = mean_weight(walk, local)
         loss = losses.sum() * weight
-        saved = torch.stack([maxima, totals])
-        return loss if local else exchange.all_sum(loss), saved, weight, torch.tensor(counts), kept
+        saved = settled(statistics.maximum, statistics.total), settled(column_max, column_sum)
+        return loss if local else exchange.all_sum(loss), *saved, weight, torch.tensor(counts), kept
 
 
 @_forward.register_fake
@@ -121,10 +123,11 @@ def _(
     chunk_size: int,
     backend: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = rows.new_empty((), dtype=accumulation_dtype(rows.dtype))
     counts, kept = fake_gathered(texts, group, keep)
-    return loss, loss.new_empty((2, 2, rows.shape[0])), torch.empty_like(loss), counts, kept
+    by_row, by_column = loss.new_empty((2, rows.shape[0])), loss.new_empty((2, *fake_columns(texts, group)))
+    return loss, by_row, by_column, torch.empty_like(loss), counts, kept
 
 
 def fake_gathered(texts: Tensor, group: str, keep: bool) -> tuple[Tensor, Tensor]:
@@ -132,6 +135,12 @@ def fake_gathered(texts: Tensor, group: str, keep: bool) -> tuple[Tensor, Tensor
     world_size = Exchange(group).world_size
     elements = torch.library.get_ctx().new_dynamic_size() if keep and world_size > 1 else 0
     return torch.empty(world_size, dtype=torch.int64, device="cpu"), texts.new_empty(elements)
+
+
+def fake_columns(texts: Tensor, group: str) -> tuple[int, int]:
+    """(W, n_max), of which the latter depends on the other ranks too."""
+    world_size = Exchange(group).world_size
+    return world_size, texts.shape[0] if world_size == 1 else torch.library.get_ctx().new_dynamic_size()
 
 
 @torch.library.custom_op("cllip_fast::info_nce_backward", mutates_args=())
@@ -142,7 +151,8 @@ def _backward(
     scale: Tensor,
     valid: Tensor | None,
     ids: Tensor | None,
-    statistics: Tensor,
+    by_row: Tensor,
+    by_column: Tensor,
     weight: Tensor,
     counts: Tensor,
     kept: Tensor,
@@ -160,17 +170,19 @@ def _backward(
     with plain_precision(rows):
         shared = (Exchange(group), tuple(counts.tolist()), chunk_size)
         walk = Walk(rows, texts, scale.reshape(()), *shared, valid, ids, threshold)
-        weights = weight * upstream(gradient, walk, local)
-        weights = weights.expand(rows.shape[0]) if valid is None else weights * valid
-        maxima, totals = statistics
+        weights = row_and_column_weights(weight * upstream(gradient, walk, local), walk)
+        values = [
+            torch.stack([maximum, each / total, each])
+            for (maximum, total), each in zip((by_row, by_column), weights, strict=True)
+        ]
+        lse = torch.cat([(maximum + total.log()).flatten() for maximum, total in (by_row, by_column)])
         d_rows, d_texts, d_scale = softmax_backward(
             walk,
             kernels(backend, "info_nce", rows.device).backward_block,
-            torch.stack([maxima[0], weights / totals[0], weights]),
-            torch.stack([maxima[1], weights / totals[1], weights]),
+            *values,
             texts,
             kept,
-            reference=shared_reference(walk.exchange, maxima + totals.log()),
+            reference=shared_reference(walk.exchange, lse),
             local=local,
             gather_grad=gather_grad,
             needs=(need_rows, need_texts, need_scale),
@@ -186,7 +198,8 @@ def _(
     scale: Tensor,
     valid: Tensor | None,
     ids: Tensor | None,
-    statistics: Tensor,
+    by_row: Tensor,
+    by_column: Tensor,
     weight: Tensor,
     counts: Tensor,
     kept: Tensor,
@@ -225,3 +238,4 @@ def _gradients(ctx: Any, gradient: Tensor, *_: None) -> tuple:
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+differentiable_once(_backward)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cllip_fast.exchange import Exchange
-from cllip_fast.kernels.block import unit_texts
+from cllip_fast.kernels.block import lengths
 from cllip_fast.kernels.patch_text.tiles import pool_backward, pool_scores, saved_dtype
 from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.gradients import TextGradients
@@ -100,7 +100,7 @@ def _forward(
         column_lse = accumulator.new_empty(shape[1:])
         filter_texts = None
         if threshold is not None:
-            filter_texts = operand(unit_texts(walk.texts)).view(texts.shape)
+            filter_texts = operand((walk.texts / lengths(walk.texts)[:, None]).to(texts.dtype)).view(texts.shape)
         kept = gathered_buffer(walk.texts, shape[1:], keep)
         for chunk in walk.chunks(kept if kept.numel() else None):
             block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)

@@ -183,7 +183,7 @@ def _backward(
         offset = None if bias is None else bias.reshape(()).to(walk.type)
         weight = gradient.to(walk.type) / max(1, rows.shape[0])
         d_rows = walk.scale.new_zeros(rows.shape if need_rows or need_scale else 0)
-        d_texts = TextGradients(walk.exchange, walk.counts, texts.shape[1], walk.scale, need_texts)
+        d_texts = TextGradients(walk.exchange, walk.counts, texts.shape[1], walk.scale, need_texts, texts.dtype)
         d_bias = walk.scale.new_zeros(() if need_bias else 0)
         backward_block = kernels(backend, "sigmoid", rows.device).backward_block
         for span, columns, block in walk.blocks(kept if kept.numel() else None, again=True):

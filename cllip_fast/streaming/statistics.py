@@ -27,8 +27,15 @@ def combine(exchange: Exchange, maximum: Tensor, *totals: Tensor) -> tuple[Tenso
         return maximum, *totals
     lowest = torch.finfo(maximum.dtype).min
     common = exchange.all_max(torch.where(totals[0] == 0, lowest, maximum))
-    summed = exchange.all_sum(torch.stack(totals) * (maximum - common).exp_())
+    # Above 0 only where this rank has no pair: infinity times 0 would be NaN.
+    summed = exchange.all_sum(torch.stack(totals) * (maximum - common).clamp_max_(0).exp_())
     return common, *summed.unbind()
+
+
+def settled(maximum: Tensor, total: Tensor) -> Tensor:
+    """[2, ...] (maximum, total) for backward: (0, 1) where there is no pair, so that nothing is divided by 0."""
+    empty = total == 0
+    return torch.stack([maximum.masked_fill(empty, 0), total.masked_fill(empty, 1)])
 
 
 def negative_log_likelihood(maximum: Tensor, total: Tensor, positive: Tensor) -> Tensor:
