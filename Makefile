@@ -16,7 +16,9 @@ test: $(READY)             ## the whole test suite
 setup: $(READY)            ## only the environment
 
 bench: $(READY)            ## the benchmarks, against the peers that are installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only -q -s
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json .benchmarks/losses.json -q
+	$(BIN)/python -m benchmarks.report .benchmarks/losses.json
 
 lint: $(READY)             ## style and imports
 	$(BIN)/ruff check .

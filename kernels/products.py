@@ -46,5 +46,5 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
     """[] Σ left · right over all elements of two [n, D], in the type of `left`, without storing the n·D products."""
-    rows = max(1, 2**20 // max(1, left.shape[1]))
+    rows = max(1, 2**17 // max(1, left.shape[1]))
     return torch.stack([torch.sum(a * b) for a, b in zip(left.split(rows), right.split(rows), strict=True)]).sum()

@@ -1,11 +1,16 @@
-"""The real OpenCLIP losses: `loss.py` of the installed package, loaded alone (the whole package needs torchvision)."""
+"""The real OpenCLIP, of the installed package: its losses alone, or its trainer; neither needs torchvision."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from types import ModuleType
+from unittest.mock import MagicMock
+
+_TORCHVISION = ("torchvision", "torchvision.ops.misc", "torchvision.transforms", "torchvision.transforms.functional")
 
 
 @functools.cache
@@ -16,3 +21,17 @@ def openclip_losses() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def openclip_trainer() -> ModuleType:
+    """The module `open_clip_train.train`, which imports `open_clip`.
+
+    That imports torchvision for image transforms, which training on tensors does not need: where torchvision is missing
+    or does not fit this PyTorch, names that do nothing stand in for it. Call it in a process of its own, such as
+    `on_ranks` starts.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        sys.modules.update({name: MagicMock() for name in _TORCHVISION})
+    return importlib.import_module("open_clip_train.train")

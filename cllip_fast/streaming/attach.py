@@ -13,7 +13,7 @@ from cllip_fast.streaming.once import differentiable_once
 def attach_gradient(loss: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     """`loss`, whose gradient for `value` is `gradient`.
 
-    One call for each input, so that backward frees each gradient before the next one is scaled.
+    Backward scales `gradient` where it lies unless the graph is retained: nothing else may hold it.
 
     Args:
         loss: [].
@@ -50,7 +50,17 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _gradients(ctx: Any, upstream: Tensor) -> tuple:
     value, gradient = ctx.saved_tensors
-    return upstream, _scaled(upstream, value, gradient) if ctx.needs_input_grad[1] else None, None
+    if not ctx.needs_input_grad[1]:
+        return upstream, None, None
+    if type(gradient) is Tensor and not _graph_is_retained():  # while a graph is traced it is another type
+        return upstream, gradient.mul_(upstream).to(value.dtype).view(value.shape), None
+    return upstream, _scaled(upstream, value, gradient), None
+
+
+def _graph_is_retained() -> bool:
+    """Whether backward may come this way again; True where PyTorch does not tell."""
+    tell = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return tell is None or tell()
 
 
 _attach.register_autograd(_gradients, setup_context=_setup)

@@ -24,12 +24,18 @@ constexpr int64_t LEAST_STRIPS = 4;
 constexpr int64_t STRIPS_WORTH_A_THREAD = 2;
 
 // Floats at an address that whole vectors like, freed at the end of the scope; `data` is null if there was no memory.
+// Aligned by hand: glibc's aligned_alloc does not find the room again that an equal block has left.
 struct Buffer {
     explicit Buffer(int64_t size)
-        : data(static_cast<float*>(std::aligned_alloc(64, (size * sizeof(float) + 64) / 64 * 64))) {}
-    ~Buffer() { std::free(data); }
+        : room(std::malloc(size * sizeof(float) + ALIGNMENT)),
+          data(room ? reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(room) / ALIGNMENT + 1) * ALIGNMENT)
+                    : nullptr) {}
+    ~Buffer() { std::free(room); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
+
+    static constexpr uintptr_t ALIGNMENT = 64;
+    void* room;
     float* data;
 };
 

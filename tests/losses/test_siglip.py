@@ -98,3 +98,16 @@ def several_ranks(rank: int, world_size: int) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_several_ranks(world_size: int) -> None:
     on_ranks(world_size, several_ranks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_retained_graph(dtype: torch.dtype) -> None:
+    """One pass leaves the gradients for backward, which scales them in place only if it cannot come again."""
+    inputs = [each.to(dtype).requires_grad_() for each in dense.features(300, 8)]
+    loss = SigLipLoss()(*inputs, torch.tensor(10.0), torch.tensor(-3.0))
+    once = torch.autograd.grad(3 * loss, inputs, retain_graph=True)
+    twice = torch.autograd.grad(2 * loss, inputs, retain_graph=True)
+    last = torch.autograd.grad(3 * loss, inputs)
+    for first, second, third in zip(once, twice, last, strict=True):
+        assert torch.equal(first, third)
+        torch.testing.assert_close(second, first * 2 / 3)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from benchmarks.peak import measurable, peak_bytes
+from cllip_fast import extras
 from cllip_fast.errors import InputError
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels import native
@@ -18,6 +18,7 @@ from cllip_fast.losses import ClipLoss, DistillClipLoss, RegionTextLoss, SigLipL
 from cllip_fast.streaming import chunk_argument, info_nce, plan
 from cllip_fast.streaming.backends import check_backend, kernels
 from tests import dense
+from tests.peak import measurable, peak_bytes
 from tests.ranks import on_ranks
 
 
@@ -115,6 +116,10 @@ def test_opcheck() -> None:
     opcheck(operators.info_nce.default, (images, texts, scale, None, None, None, *flags))
     opcheck(operators.info_nce.default, (images, texts, scale, *masks(34), 0.9, *flags))
     opcheck(operators.sigmoid_loss.default, (images, texts, scale, bias, "", 7, "auto", True))
+    fixed = [each.detach() for each in (images, texts, scale, bias)]
+    for needs in ((True, True, True, True), (False, True, False, False)):
+        opcheck(operators.sigmoid_loss_and_gradients.default, (*fixed, 7, "auto", *needs))
+    opcheck(operators.attach_gradient.default, (torch.tensor(1.0), images, torch.ones(34, 16)))
     opcheck(operators.distill.default, (images, texts, scale, *teacher, scale.detach(), *flags))
 
 
@@ -123,7 +128,7 @@ def test_double_backward_is_refused(name: str) -> None:
     loss, inputs = losses(backend="torch")[name]
     leaf = inputs[0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf, *inputs[1:]), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(RuntimeError, match=r"cllip_fast::\w+ is differentiable once"):
         gradient.sum().backward()
 
 
@@ -228,13 +233,24 @@ def test_plan() -> None:
     assert plan.gathered_buffer(texts, (2, plan.KEEP_BYTES), keep=True).numel() == 0
 
 
-def test_backends() -> None:
+def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert check_backend("auto", "info_nce") == "auto"
-    assert kernels("auto", "info_nce", torch.device("cuda")) is kernels("torch", "info_nce")
     best_on_cpu = "native" if native.available() else "torch"
-    assert kernels("auto", "info_nce", torch.device("cpu")) is kernels(best_on_cpu, "info_nce")
+    assert kernels("auto", "info_nce", cpu) is kernels(best_on_cpu, "info_nce")
+    assert kernels("auto", "distill", gpu) is kernels("torch", "distill")
     with pytest.raises(InputError, match="backend is 'triton', which distill does not have; expected one of auto"):
         check_backend("triton", "distill")
+    assert kernels("auto", "patch_text", cpu) is kernels("torch", "patch_text", gpu)
+    if extras.probe("triton"):
+        assert check_backend("triton", "patch_text") == "triton"
+        assert kernels("auto", "patch_text", gpu) is kernels("triton", "patch_text", gpu)
+        with pytest.raises(InputError, match="backend is 'triton', but the features are on cpu, expected a GPU"):
+            kernels("triton", "patch_text", cpu)
+    monkeypatch.setattr(extras, "probe", lambda name: None)
+    assert kernels("auto", "patch_text", gpu) is kernels("torch", "patch_text")
+    with pytest.raises(InputError, match="backend='triton' needs triton, which cannot be imported here: pip install"):
+        check_backend("triton", "patch_text")
     for bad in (-1, 2.5, True, "all"):
         with pytest.raises(InputError, match="chunk_size is"):
             chunk_argument(bad)
