@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from cllip_fast.errors import InputError
-from cllip_fast.kernels.block import Block, lengths
+from cllip_fast.kernels.block import Block
 
 LIBRARY = Path(__file__).with_name("libcllip_native.so")
-ABI_VERSION = 2
+ABI_VERSION = 3
 """CLLIP_ABI_VERSION of `csrc/cllip_native.h`."""
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
@@ -40,10 +40,6 @@ class _Exclusions(Structure):
     _fields_ = (
         ("row_texts", c_void_p),
         ("row_text_stride", c_int64),
-        ("row_norms", c_void_p),
-        ("column_norms", c_void_p),
-        ("row_rests", c_void_p),
-        ("column_rests", c_void_p),
         ("screen", c_int64),
         ("threshold", c_float),
         ("row_ids", c_void_p),
@@ -160,7 +156,7 @@ def call(
         columns.stride(0),
         rows.shape[1],
         scale.item(),
-        _exclusions(block, columns, held),
+        _exclusions(block, held),
         *(None if each is None or not each.numel() else each.data_ptr() for each in (d_rows, d_columns)),
     )
     pointers = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
@@ -170,7 +166,7 @@ def call(
         raise RuntimeError(f"{name} failed: {_ERRORS.get(error, error)}")
 
 
-def _exclusions(block: Block, columns: Tensor, held: list[Tensor]) -> _Exclusions:
+def _exclusions(block: Block, held: list[Tensor]) -> _Exclusions:
     """A block's exclusions as the library takes them; `held` keeps alive what they point to."""
     ids = (block.row_ids, block.column_ids)
     if ids[0] is None or ids[1] is None:
@@ -186,13 +182,7 @@ def _exclusions(block: Block, columns: Tensor, held: list[Tensor]) -> _Exclusion
         texts = _last_contiguous(block.row_texts)
         width = texts.shape[1]
         stride, screen = texts.stride(0), width // SCREENED if width >= SCREENED_FROM else width
-        fields |= {
-            "row_texts": texts,
-            "row_norms": lengths(texts),
-            "column_norms": lengths(columns),
-            "row_rests": torch.linalg.vector_norm(texts[:, screen:], dim=1),
-            "column_rests": torch.linalg.vector_norm(columns[:, screen:], dim=1),
-        }
+        fields["row_texts"] = texts
     held += [each for each in fields.values() if each is not None]
     row, column, length = block.positive
     return _Exclusions(

@@ -24,6 +24,7 @@ const cllip::Kernels cllip::CLLIP_INSTRUCTION_SET = {
     product,
     add_product,
     add_transposed_product,
+    lengths,
     filter,
     info_nce_forward,
     merge,

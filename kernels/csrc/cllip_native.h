@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a signature or structure below changes.
-#define CLLIP_ABI_VERSION 2
+#define CLLIP_ABI_VERSION 3
 
 enum { CLLIP_PORTABLE = 0, CLLIP_AVX2 = 1, CLLIP_AVX512 = 2 };
 
@@ -29,9 +29,7 @@ enum { CLLIP_OK = 0, CLLIP_OUT_OF_MEMORY = 1, CLLIP_NO_SUCH_INSTRUCTION_SET = 2 
 typedef struct {
     const float* row_texts;     // [rows, width], row_text_stride elements from row to row; the others are the columns
     int64_t row_text_stride;
-    const float *row_norms, *column_norms;  // lengths of the texts
-    const float *row_rests, *column_rests;  // lengths of what lies beyond their first `screen` numbers, see filter.h
-    int64_t screen;
+    int64_t screen;             // numbers of a text that are multiplied for all pairs, see filter.h
     float threshold;
     const int64_t* row_ids;
     const int64_t* column_ids;
@@ -61,8 +59,8 @@ CLLIP_EXPORT int cllip_instruction_sets(void);
 // 1 if built with OpenMP, else 0: then `threads` has no effect.
 CLLIP_EXPORT int cllip_has_openmp(void);
 
-// Functions below return CLLIP_OK or an error; `threads` >= 1 is a limit. The same input gives the same bits whatever
-// the number of threads: work is cut into strips of fixed size whose results are combined in their order.
+// Functions below return CLLIP_OK or an error; `threads` >= 1 is a limit. The same input and number of threads give the
+// same bits: partial results are combined in the order of the strips, whoever computed them.
 
 // Running statistics: sum of e^s = total · e^maximum of each row and column; total 0: no pair so far.
 // positive [row_count]: scores of the positives in this block (-inf for excluded ones).

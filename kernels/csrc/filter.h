@@ -23,16 +23,29 @@ CLLIP_INLINE float dot(const float* x, const float* y, int64_t width) {
     return (float)sum(sums);
 }
 
-void filter(const Tile& tile, const cllip_exclusions& excluded, const float* columns, int64_t column_stride,
-            int64_t width, const float* right, float* room) {
-    const int64_t screen = excluded.screen, panel_step = width * PANEL;
-    const float *norms = excluded.column_norms, *rests = excluded.column_rests;
+void lengths(const float* texts, int64_t stride, int64_t rows, int64_t width, int64_t screen, float* norms,
+             float* rests) {
+    for (int64_t i = 0; i < rows; ++i, texts += stride) {
+        const float rest = dot(texts + screen, texts + screen, width - screen);
+        const float norm = __builtin_sqrtf(dot(texts, texts, screen) + rest);
+        norms[i] = norm < 1e-12f ? 1e-12f : norm;
+        rests[i] = __builtin_sqrtf(rest);
+    }
+}
+
+// room: shaped and strided like the tile.
+void filter(const Tile& tile, const cllip_exclusions& excluded, const cllip::FilterColumns& columns, int64_t width,
+            float* room) {
+    const int64_t screen = excluded.screen, panel_step = width * PANEL, stride = excluded.row_text_stride;
+    const float *texts = excluded.row_texts, *norms = columns.norms, *rests = columns.rests;
     const Tile cosines{room, tile.rows, tile.columns, tile.stride};
-    multiply_all<false, false>(excluded.row_texts, excluded.row_text_stride, screen, right, panel_step, 1, cosines);
+    float row_norms[cllip::STRIP], row_rests[cllip::STRIP];
+    lengths(texts, stride, tile.rows, width, screen, row_norms, row_rests);
+    multiply_all<false, false>(texts, stride, screen, columns.packed, panel_step, 1, cosines);
     int64_t candidates = 0, in_row[cllip::STRIP];
     for (int64_t i = 0; i < tile.rows; ++i) {
         const float* row = room + i * tile.stride;
-        const float norm = excluded.row_norms[i] * (excluded.threshold - ROUNDING), rest = excluded.row_rests[i];
+        const float norm = row_norms[i] * (excluded.threshold - ROUNDING), rest = row_rests[i];
         Ints found{};
         each_vector(tile.columns, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
             const Floats bound = load(row + j, count, -INF) + rest * load(rests + j, count, 0);
@@ -44,20 +57,20 @@ void filter(const Tile& tile, const cllip_exclusions& excluded, const float* col
     }
     const bool sparse = screen < width && candidates * SPARSE <= tile.rows * tile.columns;
     if (candidates && !sparse && screen < width) {
-        multiply_all<false, true>(excluded.row_texts + screen, excluded.row_text_stride, width - screen,
-                                  right + screen * PANEL, panel_step, 1, cosines);
+        multiply_all<false, true>(texts + screen, stride, width - screen, columns.packed + screen * PANEL, panel_step, 1,
+                                  cosines);
     }
     for (int64_t i = 0; i < tile.rows; ++i) {
         if (!in_row[i]) continue;
         float* __restrict scores = tile.data + i * tile.stride;
-        const float *row = room + i * tile.stride, *text = excluded.row_texts + i * excluded.row_text_stride;
-        const float norm = excluded.row_norms[i] * (excluded.threshold - ROUNDING), rest = excluded.row_rests[i];
-        const float limit = excluded.row_norms[i] * excluded.threshold;
+        const float *row = room + i * tile.stride, *text = texts + i * stride;
+        const float norm = row_norms[i] * (excluded.threshold - ROUNDING), rest = row_rests[i];
+        const float limit = row_norms[i] * excluded.threshold;
         const int64_t positive = cllip::positive_column(excluded, tile, i);
         const float kept = positive < 0 ? 0 : scores[positive];
         for (int64_t j = 0; j < tile.columns; ++j) {
             const bool conflict = sparse ? row[j] + rest * rests[j] > norm * norms[j] &&
-                                               dot(text, columns + j * column_stride, width) > limit * norms[j]
+                                               dot(text, columns.texts + j * columns.stride, width) > limit * norms[j]
                                          : row[j] > limit * norms[j];
             if (conflict) scores[j] = -INF;
         }

@@ -27,6 +27,13 @@ struct InfoNceGradient {
     float* by_row;  // room for the rows' term, shaped and strided like the tile; null: both terms in the tile
 };
 
+struct FilterColumns {
+    const float* texts;
+    int64_t stride;
+    const float* packed;  // transposed
+    const float *norms, *rests;
+};
+
 struct Kernels {
     int64_t panel;  // columns of a right-hand side that lie together: its packed form is [columns / panel, depth, panel]
 
@@ -40,9 +47,11 @@ struct Kernels {
     void (*add_product)(const float* left, int64_t stride, int64_t depth, const float* right, const Tile& to);
     void (*add_transposed_product)(const float* left, int64_t stride, int64_t depth, const float* right, const Tile& to);
 
-    // Scores of conflicting texts become -inf. right: columns packed transposed; room: shaped and strided like the tile.
-    void (*filter)(const Tile& tile, const cllip_exclusions&, const float* columns, int64_t column_stride, int64_t width,
-                   const float* right, float* room);
+    // norms [rows] of whole texts, never 0; rests [rows] of what lies beyond their first `screen` numbers.
+    void (*lengths)(const float* texts, int64_t stride, int64_t rows, int64_t width, int64_t screen, float* norms,
+                    float* rests);
+    // Scores of conflicting texts become -inf.
+    void (*filter)(const Tile& tile, const cllip_exclusions&, const FilterColumns&, int64_t width, float* room);
 
     // Excluded scores become -inf, apart from conflicts. row_max, row_total [rows], column_max, column_total, scratch
     // [columns]: set to the statistics of this tile.

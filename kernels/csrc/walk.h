@@ -1,7 +1,7 @@
 // How a block is cut and worked through: panels of columns, in them groups of strips of rows. For each group the strips'
 // scores are computed and handed to an operation; if gradients are wanted, the two products that consume what the
-// operation left in the tiles follow while it is in the caches. What is added to what, and in which order, does not
-// depend on the number of threads.
+// operation left in the tiles follow while it is in the caches. What is added to what, and in which order, depends on the
+// number of threads (a group has so many strips for each) but not on which of them was faster.
 #ifndef CLLIP_WALK_H
 #define CLLIP_WALK_H
 
@@ -16,11 +16,10 @@
 
 namespace cllip {
 
-constexpr int64_t PACKED = 1 << 18;      // numbers in a packed panel of columns, about: 1 MiB
-constexpr int64_t MOST_COLUMNS = 512;    // of a panel
+constexpr int64_t PACKED = 1 << 18;      // numbers in a packed panel of columns, at most: 1 MiB
+constexpr int64_t MOST_COLUMNS = 384;    // of a panel
 constexpr int64_t LEAST_COLUMNS = 128;
-constexpr int64_t STRIPS_PER_THREAD = 2;  // in a group, so that threads end together
-constexpr int64_t LEAST_STRIPS = 4;
+constexpr int64_t STRIPS_PER_THREAD = 4;  // in a group, so that threads end together
 constexpr int64_t STRIPS_WORTH_A_THREAD = 2;
 
 // Floats at an address that whole vectors like, freed at the end of the scope; `data` is null if there was no memory.
@@ -53,10 +52,6 @@ const T* moved(const T* pointer, int64_t by) {
 inline cllip_exclusions part_of(const cllip_exclusions& whole, int64_t row, int64_t column) {
     cllip_exclusions part = whole;
     part.row_texts = moved(whole.row_texts, row * whole.row_text_stride);
-    part.row_norms = moved(whole.row_norms, row);
-    part.row_rests = moved(whole.row_rests, row);
-    part.column_norms = moved(whole.column_norms, column);
-    part.column_rests = moved(whole.column_rests, column);
     part.row_ids = moved(whole.row_ids, row);
     part.column_ids = moved(whole.column_ids, column);
     part.row_valid = moved(whole.row_valid, row);
@@ -79,9 +74,10 @@ struct Cut {
     int64_t columns, strips, stride;  // of a panel; in a group; of the tiles
 
     Cut(const Kernels& on, const cllip_block& block, int threads) {
-        columns = smaller(MOST_COLUMNS, larger(LEAST_COLUMNS, PACKED / larger(1, block.width) / on.panel * on.panel));
-        columns = smaller(columns, rounded_up(block.column_count, on.panel));
-        strips = smaller(larger(LEAST_STRIPS, STRIPS_PER_THREAD * threads), divided_up(block.row_count, STRIP));
+        const int64_t most = smaller(MOST_COLUMNS, larger(LEAST_COLUMNS, PACKED / larger(1, block.width)));
+        const int64_t panels = larger(1, divided_up(block.column_count, most));  // of equal size, no small rest
+        columns = rounded_up(divided_up(block.column_count, panels), on.panel);
+        strips = smaller(STRIPS_PER_THREAD * threads, divided_up(block.row_count, STRIP));
         stride = columns + 16;  // rows of a tile begin in different sets of the caches
     }
 };
@@ -101,8 +97,8 @@ int walk(const Kernels& on, const cllip_block& block, const Cut& cut, int thread
     const Buffer tiles((apart ? 2 : 1) * cut.strips * tile), scores_side(rounded_up(cut.columns, on.panel) * width);
     const Buffer columns_side(block.d_rows ? cut.columns * padded : 0);
     const Buffer rows_side(block.d_columns ? group_rows * padded : 0);
-    const Buffer cosines(filtered ? threads * tile : 0);
-    if (!tiles.data || !scores_side.data || !columns_side.data || !rows_side.data || !cosines.data) {
+    const Buffer cosines(filtered ? threads * tile : 0), norms(filtered ? 2 * cut.columns : 0);
+    if (!tiles.data || !scores_side.data || !columns_side.data || !rows_side.data || !cosines.data || !norms.data) {
         return CLLIP_OUT_OF_MEMORY;
     }
     float* by_rows = apart ? tiles.data + cut.strips * tile : tiles.data;
@@ -117,8 +113,14 @@ int walk(const Kernels& on, const cllip_block& block, const Cut& cut, int thread
 #pragma omp for schedule(dynamic) nowait
 #endif
         for (int64_t j = 0; j < columns; j += on.panel) {
-            on.pack_transposed(panel + j * block.column_stride, block.column_stride, smaller(on.panel, columns - j),
-                               width, scores_side.data + j * width);
+            const float* from = panel + j * block.column_stride;
+            const int64_t count = smaller(on.panel, columns - j);
+            on.pack_transposed(from, block.column_stride, count, width, scores_side.data + j * width);
+            if (filtered) {
+                float* of_these = norms.data + j;
+                on.lengths(from, block.column_stride, count, width, block.excluded.screen, of_these,
+                           of_these + cut.columns);
+            }
         }
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
@@ -148,7 +150,9 @@ int walk(const Kernels& on, const cllip_block& block, const Cut& cut, int thread
 #else
                     float* room = cosines.data;
 #endif
-                    on.filter(strip.tile, strip.excluded, panel, block.column_stride, width, scores_side.data, room);
+                    on.filter(strip.tile, strip.excluded,
+                              {panel, block.column_stride, scores_side.data, norms.data, norms.data + cut.columns},
+                              width, room);
                 }
                 operate(strip);
                 for (int64_t d = 0; d < (block.d_columns ? width : 0); d += on.panel) {
