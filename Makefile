@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: train test setup bench lint
+.PHONY: train test setup bench gpu lint
 
 train: $(READY)            ## train a small model on generated scenes and show what it learned
 	$(BIN)/torchrun --standalone train/main.py
@@ -20,6 +20,9 @@ bench: $(READY)            ## the benchmarks, against the peers that are install
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json .benchmarks/losses.json -q
 	$(BIN)/python -m benchmarks.report .benchmarks/losses.json
 
+gpu:                       ## on a machine with a GPU: installs into $(PYTHON), runs the gpu tests and all benchmarks
+	PYTHON=$(PYTHON) bash benchmarks/gpu_all.sh
+
 lint: $(READY)             ## style and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,6 +32,6 @@ $(READY): setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard kern
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of constraints.txt into $(VENV) (about a minute)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots,tensorboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,triton,clip,sentencepiece,parquet,plots,tensorboard]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt open_clip_torch
 	@touch $(READY)

@@ -16,6 +16,9 @@ _EXTRAS = {
     "xformers": ("xformers.ops", "xformers", "pip install 'cllip-fast[xformers]'"),
     "apex": ("apex.optimizers", "apex", "build NVIDIA Apex from its repository; the 'apex' on PyPI is another project"),
     "open-clip": ("open_clip", "open_clip_torch", "pip install 'cllip-fast[open-clip]'"),
+    "pyarrow": ("pyarrow", "pyarrow", "pip install 'cllip-fast[parquet]'"),
+    "ftfy": ("ftfy", "ftfy", "pip install 'cllip-fast[clip]'"),
+    "sentencepiece": ("sentencepiece", "sentencepiece", "pip install 'cllip-fast[sentencepiece]'"),
     "tensorboard": ("tensorboard", "tensorboard", "pip install 'cllip-fast[tensorboard]'"),
     "matplotlib": ("matplotlib", "matplotlib", "pip install 'cllip-fast[plots]'"),
 }

@@ -174,7 +174,7 @@ def test_bad_inputs() -> None:
     with pytest.raises(InputError, match=r"filter_threshold is 1\.5, expected a cosine"):
         RegionTextLoss(filter_threshold=1.5)
     with pytest.raises(
-        InputError, match="backend is 'triton', which info_nce does not have; expected one of auto, native, torch"
+        InputError, match="backend is 'cuda', expected one of auto, triton, native, torch"
     ):
-        RegionTextLoss(backend="triton")
+        RegionTextLoss(backend="cuda")
     assert loss(x + float("nan"), x, 1.0).isnan()
