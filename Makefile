@@ -27,11 +27,12 @@ lint: $(READY)             ## style and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# open_clip_torch is a peer of the tests: they load single files of it, so its own requirements stay out.
+# open_clip_torch and transformers are peers of the tests: they load single files of them, so their own requirements stay
+# out.
 $(READY): setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of constraints.txt into $(VENV) (about a minute)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,triton,clip,sentencepiece,parquet,plots,tensorboard]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt open_clip_torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,triton,clip,sentencepiece,parquet,simplejpeg,onnx,plots,tensorboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt open_clip_torch transformers
 	@touch $(READY)

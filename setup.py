@@ -95,7 +95,10 @@ setup(
         "clip": ["ftfy"],
         "sentencepiece": ["sentencepiece"],
         "parquet": ["pyarrow"],
-        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist", "ruff", "psutil"],
+        "simplejpeg": ["simplejpeg"],
+        "onnx": ["onnx", "onnxscript"],
+        "hf": ["transformers"],
+        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist", "ruff", "psutil", "onnxruntime"],
     },
     entry_points={"console_scripts": ["cllip-fast = cllip_fast.cli:main"]},
 )

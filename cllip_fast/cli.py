@@ -13,19 +13,18 @@ from cllip_fast.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, or 2 after a one-line error about bad input."""
+    """Run the command line; the exit code: the command's own, or 2 after a one-line error about bad input."""
     parser = argparse.ArgumentParser(prog="cllip-fast", description="Tools around CLLIP-Fast: data and plans.")
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_scenes, _add_convert, _add_plan):
+    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_plan):
         add(commands)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except InputError as error:
         print(f"cllip-fast: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:
@@ -49,31 +48,21 @@ def _run_scenes(options: argparse.Namespace) -> None:
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
-    convert = commands.add_parser("convert", help="turn a public data set into shards")
-    formats = convert.add_subparsers(title="formats", required=True, metavar="FORMAT")
-    parser = formats.add_parser("coco", help="COCO's annotation files", description=_run_convert_coco.__doc__)
-    parser.add_argument("--instances", type=Path, required=True, metavar="JSON", help="instances file: boxes, classes")
-    parser.add_argument("--captions", type=Path, required=True, metavar="JSON", help="captions file")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the image files")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--val-share", type=float, default=0.1, help="share for validation (default %(default)s)")
-    parser.add_argument("--shard-size", type=int, default=1000, help="images in a shard (default %(default)s)")
-    parser.set_defaults(run=_run_convert_coco)
+    from cllip_fast.convert.cli import add_convert
+
+    add_convert(commands)
 
 
-def _run_convert_coco(options: argparse.Namespace) -> None:
-    """Turn COCO files into shards: class names become region texts, captions become texts."""
-    from cllip_fast.data.coco import convert_coco
+def _add_shards(commands: argparse._SubParsersAction) -> None:
+    from cllip_fast.shard_tools import add_commands
 
-    summary = convert_coco(
-        options.instances,
-        options.captions,
-        options.images,
-        options.out,
-        val_share=options.val_share,
-        shard_size=options.shard_size,
-    )
-    print(f"{options.out}: {summary}")
+    add_commands(commands)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    from cllip_fast.interchange import add_commands
+
+    add_commands(commands)
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

@@ -16,6 +16,7 @@ _EXTRAS = {
     "xformers": ("xformers.ops", "xformers", "pip install 'cllip-fast[xformers]'"),
     "apex": ("apex.optimizers", "apex", "build NVIDIA Apex from its repository; the 'apex' on PyPI is another project"),
     "open-clip": ("open_clip", "open_clip_torch", "pip install 'cllip-fast[open-clip]'"),
+    "simplejpeg": ("simplejpeg", "simplejpeg", "pip install 'cllip-fast[simplejpeg]'"),
     "pyarrow": ("pyarrow", "pyarrow", "pip install 'cllip-fast[parquet]'"),
     "ftfy": ("ftfy", "ftfy", "pip install 'cllip-fast[clip]'"),
     "sentencepiece": ("sentencepiece", "sentencepiece", "pip install 'cllip-fast[sentencepiece]'"),

@@ -34,4 +34,5 @@ def openclip_trainer() -> ModuleType:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
         sys.modules.update({name: MagicMock() for name in _TORCHVISION})
+        sys.modules["transformers"] = None  # which open_clip can do without, and which the stand-ins confuse
     return importlib.import_module("open_clip_train.train")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +21,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.kernels.block import TILE_ELEMENTS
 from cllip_fast.models import CllipModel, create_model
 from cllip_fast.plan import DEVICES, Settings, largest_batch, loss_memory, predict_memory, predict_time
-from cllip_fast.plan.layers import model_costs, tower
+from cllip_fast.plan.layers import model_costs, regions, tower
 from cllip_fast.plan.memory import optimizer_bytes
 from cllip_fast.streaming.plan import CHUNK_COLUMNS, KEEP_BYTES
 from cllip_fast.train.config import Config
@@ -47,8 +49,13 @@ def make(run: Settings) -> tuple[CllipModel, tuple[Tensor, ...]]:
 
 
 def saved_bytes(run: Settings, model: CllipModel, batch: tuple[Tensor, ...]) -> int:
-    """Bytes of the different storages that autograd saves in forward, parameters apart."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    """Bytes of the different storages that autograd saves in the model's forward, parameters apart."""
+    return saved_by(run, lambda: model(*batch, parts=run.parts), list(model.parameters()))
+
+
+def saved_by(run: Settings, forward: Callable[[], object], apart: list[Tensor]) -> int:
+    """Bytes of the different storages that autograd saves in `forward`, those of `apart` not counted."""
+    counted = {tensor.untyped_storage().data_ptr() for tensor in apart}
     storages: dict[int, torch.UntypedStorage] = {}  # holding them keeps addresses from being used again
 
     def pack(saved: Tensor) -> Tensor:
@@ -57,9 +64,9 @@ def saved_bytes(run: Settings, model: CllipModel, batch: tuple[Tensor, ...]) -> 
 
     autocast = torch.autocast("cpu", torch.bfloat16) if run.precision == "amp_bf16" else nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), autocast:
-        output = model(*batch, parts=run.parts)
+        output = forward()
     del output
-    return sum(storage.nbytes() for address, storage in storages.items() if address not in parameters)
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in counted)
 
 
 def predicted_bytes(run: Settings) -> int:
@@ -122,6 +129,38 @@ def test_products_are_what_the_flop_counter_counts(base: Settings, options: dict
                 value.sum() for value in output.values() if isinstance(value, Tensor) and value.requires_grad
             ).backward()
     assert 2 * sum(cost.backward for cost in costs) == pytest.approx(backward.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("base", [TINY, TI16], ids=["pool=prompt", "pool=all"])
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_prompter_alone_is_exact(base: Settings, precision: str, count: int) -> None:
+    """By itself, where a mistake does not drown among the towers: bytes, and products of both passes."""
+    run = replace(base, precision=precision, max_regions=count, losses=("region", "grounding"))
+    model, (images, _, boxes, _) = make(run)
+    prompter, config = model.prompter, run.config
+    tokens = model.image_tokens(images).detach().requires_grad_()
+    texts = F.normalize(torch.randn(run.batch_size, count, config.embed_dim), dim=-1).requires_grad_()
+
+    def forward() -> tuple[Tensor, Tensor]:
+        memory = prompter.remember(tokens)
+        return F.normalize(prompter.region_features(memory, boxes), dim=-1), prompter.predict_boxes(memory, texts)
+
+    cost, predicted = regions(run), regions(run).kept
+    measured = saved_by(run, forward, [*prompter.parameters(), tokens, texts])
+    if precision == "amp_bf16":
+        predicted += 2 * sum(module.weight.numel() for module in prompter.modules() if isinstance(module, nn.Linear))
+        # A CPU's autocast leaves in bf16 the prompts' softmax, the features' length and, alone, a text's norms.
+        own, image = 2 + 1, tokens.shape[1]
+        alone = config.vision_width * (config.prompter_pool == "prompt")
+        predicted -= run.regions * 4 * (2 * 2 + 1 + own * image + 1 + alone)
+    assert predicted == measured
+    with FlopCounterMode(display=False) as products:
+        outputs = forward()
+    assert 2 * cost.forward == products.get_total_flops()
+    with FlopCounterMode(display=False) as products:
+        sum(output.sum() for output in outputs).backward()
+    assert 2 * cost.backward == products.get_total_flops()
 
 
 @pytest.mark.parametrize("losses", [CLIP, LOCAL])

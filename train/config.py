@@ -24,6 +24,10 @@ class Config:
 
     train_data: str = option("scenes", "data", "folder, tar, x/{0000..0012}.tar, or several joined by '::'; "
                              "'scenes' generates scenes on first use")  # fmt: skip
+    weights: str = option(
+        "", "data", "a,b,...: shares of the parts of --train-data in an epoch; default: each sample once"
+    )
+    resampled: bool = option(False, "data", "draw every sample anew, with replacement")
     val_data: str = option("", "data", "name=shards[,name=shards ...] to evaluate on; generated scenes bring their own")
     scenes_dir: str = option("data/scenes", "data", "where generated scenes are kept")
     scenes: int = option(30_000, "data", "how many training scenes to generate")
@@ -32,9 +36,14 @@ class Config:
     region_length: int = option(8, "data", "tokens of a region text")
     max_regions: int = option(4, "data", "regions sampled from an image (the paper's M)")
     crop: str = option("pad", "data", "how an image becomes square", ("pad", "center", "random"))
+    flip: float = option(0.0, "data", "share of images to mirror; none whose texts tell left from right")
     workers: int = option(0, "data", "loader processes per rank")
+    decoder: str = option("auto", "data", "JPEG library; auto: simplejpeg where it is installed",
+                          ("auto", "pillow", "simplejpeg"))  # fmt: skip
+    max_broken: float = option(0.05, "data", "share of a rank's last 1000 samples; more broken ones end the run")
 
     model: str = option("tiny", "model", "preset")
+    pretrained: str = option("", "model", "weights to start from: file or folder of OpenCLIP, Hugging Face or ours")
     image_size: int = option(0, "model", "pixels a side; 0: the preset's")
     region: str = option("prompter", "model", "how a region is read from the image", ("prompter", "roi_align"))
     attention: str = option(
@@ -65,6 +74,10 @@ class Config:
     beta1: float = option(0.9, "optimization", "AdamW")
     beta2: float = option(0.98, "optimization", "AdamW")
     eps: float = option(1e-6, "optimization", "AdamW")
+    layer_decay: float = option(1.0, "optimization", "factor on a tower's learning rate for each layer further down")
+    freeze_steps: int = option(
+        0, "optimization", "first steps in which the pretrained towers are frozen; they then warm up like the rest did"
+    )
     grad_clip_norm: float = option(1.0, "optimization", "largest gradient norm; 0: no clipping")
     seed: int = option(0, "optimization", "initial weights, order and samples of the data")
 
@@ -97,9 +110,14 @@ class Config:
             "eval_frequency",
             "image_size",
             "filter_threshold",
+            "freeze_steps",
         ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}, expected 0 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"--layer-decay is {self.layer_decay}, expected more than 0, up to 1")
+        if self.freeze_steps and not self.pretrained:
+            raise InputError(f"--freeze-steps is {self.freeze_steps}, expected 0 without --pretrained")
         _ = self.parts  # names of losses are checked now, not after the data has been made
 
     @property
@@ -153,7 +171,7 @@ def read_toml(path: str) -> dict[str, object]:
             raise InputError(f"--config {path} sets {key!r}, which is no option of the trainer")
         if types_[name] is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if not isinstance(value, types_[name]) or isinstance(value, bool):
+        if not isinstance(value, types_[name]) or (isinstance(value, bool) and types_[name] is not bool):
             raise InputError(f"--config {path} sets {key} to {value!r}, expected {types_[name].__name__}")
         options[name] = value
     return options
@@ -169,13 +187,19 @@ def parse(arguments: list[str] | None = None, description: str | None = None) ->
         name = field.metadata["group"]
         group = groups.setdefault(name, None) or parser.add_argument_group(name)
         groups[name] = group
+        help = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
+        if hints[field.name] is bool:
+            group.add_argument(
+                flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help
+            )
+            continue
         group.add_argument(
             flag(field.name),
             type=hints[field.name],
             choices=field.metadata["choices"],
             default=argparse.SUPPRESS,
             metavar=None if field.metadata["choices"] else hints[field.name].__name__.upper(),
-            help=f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%"),
+            help=help,
         )
     given = vars(parser.parse_args(arguments))
     file = given.pop("config", None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
+
 from cllip_fast.data import DatasetInfo, Loader, create_loader, load_tokenizer, make_scenes, read_dataset_info
 from cllip_fast.data.tokenizer import Tokenizer
 from cllip_fast.errors import InputError, check_choice
@@ -27,7 +29,7 @@ class Inputs:
         sizes = "".join(f", {name} {loader.samples}" for name, loader in self.splits.items())
         name, count = self.info.name, len(self.info.classes)
         train = f"train {self.train.samples} ({self.steps_per_epoch} steps an epoch)"
-        return f"{name}: {train}{sizes} samples, {count} classes"
+        return f"{name}: {train}{sizes} samples, {count} classes, decoder {self.train.decoder}"
 
 
 def find_splits(config: Config, world: World) -> tuple[str, dict[str, str]]:
@@ -52,6 +54,28 @@ def parse_splits(text: str) -> dict[str, str]:
     return splits
 
 
+def parse_weights(text: str) -> list[float] | None:
+    """`a,b,...` as numbers; None where no weights are asked for."""
+    try:
+        return [float(weight) for weight in text.split(",")] if text else None
+    except ValueError as error:
+        raise InputError(f"--weights is {text!r}, expected numbers joined by ','") from error
+
+
+def check_same_data(loader: Loader, world: World) -> None:
+    """Refuse ranks that found different samples: their batches would not be slices of the same order."""
+    if world.group is None:
+        return
+    found: list[dict | None] = [None] * world.size
+    dist.all_gather_object(found, loader.state_dict(), group=world.group)
+    other = next((rank for rank, state in enumerate(found) if state != found[0]), None)
+    if other is not None:
+        raise InputError(
+            f"--train-data differs between ranks: {found[0]['size']} samples on rank 0, {found[other]['size']} on rank "
+            f"{other}; all ranks must read the same shards"
+        )
+
+
 def create_inputs(config: Config, world: World) -> Inputs:
     check_choice("--model", config.model, tuple(PRESETS))
     train_spec, split_specs = find_splits(config, world)
@@ -67,18 +91,16 @@ def create_inputs(config: Config, world: World) -> Inputs:
         "text_length": config.text_length,
         "region_length": config.region_length,
         "seed": config.seed,
+        "decoder": config.decoder,
         "pin_memory": world.device.type == "cuda",
     }
     train = create_loader(
-        train_spec, train=True, max_regions=config.max_regions, crop=config.crop, workers=config.workers,
-        rank=world.rank, world_size=world.size, **common,
+        train_spec, train=True, weights=parse_weights(config.weights), resampled=config.resampled,
+        accum_freq=config.accum_freq, max_regions=config.max_regions, crop=config.crop, flip=config.flip,
+        workers=config.workers, max_broken=config.max_broken, rank=world.rank, world_size=world.size, **common,
     )  # fmt: skip
+    check_same_data(train, world)
     steps_per_epoch = len(train) // config.accum_freq
-    if not steps_per_epoch:
-        raise InputError(
-            f"--train-data {train_spec} holds {train.samples} samples, expected at least one step's: "
-            f"--batch-size {config.batch_size} × --accum-freq {config.accum_freq} × {world.size} ranks"
-        )
     crop = "pad" if config.crop == "random" else config.crop
     splits = {
         name: create_loader(spec, train=False, max_regions=EVALUATION_REGIONS, crop=crop, **common)

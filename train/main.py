@@ -5,6 +5,7 @@
     torchrun --standalone --nproc-per-node 2 train/main.py --batch-size 32     # the same batches on two processes
     torchrun --standalone train/main.py --batch-size 16 --accum-freq 4         # the same step in less memory
     torchrun --standalone --nproc-per-node 8 train/main.py --config train/recipes/vit_b16.toml --train-data shards/
+    torchrun --standalone train/main.py --config train/recipes/finetune_clip.toml ...   # from CLIP weights
     torchrun --standalone train/main.py --resume latest                        # go on after an interruption
 
 Writes runs/<name>/: config.json, log.jsonl, checkpoints/, results.json, curves.png, sheet_<split>.png.
@@ -28,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cllip_fast import __version__, extras
 from cllip_fast.data import Batch
 from cllip_fast.errors import InputError
+from cllip_fast.interchange import load_pretrained
 from cllip_fast.kernels import native
 from cllip_fast.losses import CllipLoss
 from cllip_fast.models import CllipModel, create_model
@@ -37,7 +39,7 @@ from cllip_fast.train.config import Config, parse
 from cllip_fast.train.evaluation import Evaluation
 from cllip_fast.train.inputs import create_inputs
 from cllip_fast.train.logs import RunLog
-from cllip_fast.train.optimizer import create_optimizer, learning_rate, set_learning_rate
+from cllip_fast.train.optimizer import create_optimizer, freeze_towers, learning_rate, set_learning_rate
 from cllip_fast.train.signals import StopRequest
 
 
@@ -87,7 +89,9 @@ def train(config: Config, world: distributed.World) -> None:
         print(config.describe(), flush=True)
 
     inputs = create_inputs(config, world)
-    model = build_model(config, inputs.tokenizer.vocab_size).to(world.device)
+    model = build_model(config, inputs.tokenizer.vocab_size)
+    pretrained = load_pretrained(model, config.pretrained) if config.pretrained and not config.resume else ""
+    model = model.to(world.device)
     model_parts = tuple({"localization": "patch"}.get(part, part) for part in config.parts if part != "clip")
     model.freeze_unused(model_parts)
     loss = build_loss(config, world)
@@ -101,13 +105,15 @@ def train(config: Config, world: distributed.World) -> None:
         earlier = checkpoint.set_aside(run)
     bf16 = config.precision == "amp_bf16" or (config.precision == "auto" and world.device.type == "cuda")
     autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
-    wrapped = DistributedDataParallel(model) if world.size > 1 else model
-    no_sync = wrapped.no_sync if world.size > 1 else nullcontext
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    frozen = freeze_towers(model) if step < config.freeze_steps else []
+    wrapped = DistributedDataParallel(model) if world.size > 1 else model
 
     log = RunLog(run, steps=config.steps, start=step, tensorboard=bool(config.report_to), main=world.is_main)
     evaluation = Evaluation(model, inputs, config, world, log, run)
     log.say(f"  {'model':<13} {model.describe()}\n  {'input':<13} {inputs.describe()}")
+    if pretrained:
+        log.say(f"  {'start':<13} {pretrained}")
     if earlier:
         log.say(f"an earlier run of this name is now {earlier}")
     log.say(f"going on after step {step} of {source}" if source else f"writing to {run}")
@@ -124,9 +130,14 @@ def train(config: Config, world: distributed.World) -> None:
         waiting = time.perf_counter()
         batches = [next(stream) for _ in range(config.accum_freq)]
         data_seconds = time.perf_counter() - waiting
-        rate = learning_rate(step, config)
-        set_learning_rate(optimizer, rate)
+        if frozen and step == config.freeze_steps:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            frozen, wrapped = [], DistributedDataParallel(model) if world.size > 1 else model
+            log.say(f"the towers are thawed after step {step}")
+        set_learning_rate(optimizer, step, config)
         # Forward, loss, backward: of one large batch, however many micro-batches it comes in.
+        no_sync = wrapped.no_sync if world.size > 1 else nullcontext
         parts = accumulate(encode, partial(loss, output_dict=True), batches, no_sync=no_sync)
         total = sum(parts.values())
         grad_norm = nn.utils.clip_grad_norm_(trained, config.grad_clip_norm or math.inf)
@@ -144,9 +155,9 @@ def train(config: Config, world: distributed.World) -> None:
             means = log.flush(
                 step,
                 config.batch_size * config.accum_freq * world.size,
-                lr=rate,
+                lr=learning_rate(step - 1, config),
                 **logit_scales(model),
-                broken_samples=inputs.train.skipped.total(),
+                **inputs.train.counts,
             )
             if means["skipped"] > 0.5:
                 raise InputError(f"most gradients since step {step - config.log_every_n_steps} are not finite; "

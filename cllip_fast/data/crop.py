@@ -1,7 +1,8 @@
-"""Which part of an image the model sees, and where the regions' boxes land in it.
+"""Which part of an image the model sees, whether mirrored, and where the regions' boxes land in it.
 
-A window is chosen from sizes and (seed, epoch, key) alone, before any pixel is decoded, so every decoder that is handed
-the window gives the same picture, and the boxes follow by the same arithmetic.
+All of it is chosen from sizes, texts and (seed, epoch, key) alone, before any pixel is decoded, so every decoder that
+is handed the window gives the same picture, and the boxes follow by the same arithmetic. `epoch` counts the earlier
+passes over the sample's own data set, which in a mixture may not be those of the run (`mixture.py`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
+
+Box = tuple[float, float, float, float]
 
 CROPS = ("pad", "center", "random")
 RANDOM_AREA = (0.5, 1.0)  # share of the image that a random window covers; smaller ones lose too many regions
 RANDOM_RATIO = (3 / 4, 4 / 3)  # width over height of a random window
+REDUCTIONS = (8, 4, 2)  # JPEG decoders can leave out high frequencies
+MARGIN = 2  # a picture decoded smaller stays at least this many times as fine as what it is resized to
+# A word's beginning, so that "leftmost" and "right-hand" count, and "bright" and "upright" do not.
+_SIDES = re.compile(r"(?<![a-z])(top|bottom|upper|lower)?(left|right)|clockwise", re.IGNORECASE)
 
 
 class Window(NamedTuple):
@@ -55,12 +64,35 @@ def choose_window(crop: str, width: int, height: int, size: int, *, seed: int, e
     window_width = min(max(round(math.sqrt(area * ratio)), 1), width)
     window_height = min(max(round(math.sqrt(area / ratio)), 1), height)
     left, top = rng.randint(0, width - window_width), rng.randint(0, height - window_height)
-    return Window((left, top, left + window_width, top + window_height), (0, 0, size, size))
+    # On whole pixels of the smaller picture that a JPEG decoder may make, the window is resized several times faster.
+    step = reduction(window_width, window_height, size, size)
+    left, top, right, bottom = (edge - edge % step for edge in (left, top, left + window_width, top + window_height))
+    return Window((left, top, right, bottom), (0, 0, size, size))
 
 
-def map_box(
-    box: tuple[float, float, float, float], window: Window, size: int, min_kept_area: float
-) -> tuple[float, float, float, float] | None:
+def reduction(width: int, height: int, target_width: int, target_height: int) -> int:
+    """8, 4, 2 or 1: how much smaller an image may be decoded that is then resized to the target."""
+    ratio = min(width / target_width, height / target_height)
+    return next((factor for factor in REDUCTIONS if ratio >= MARGIN * factor), 1)
+
+
+def choose_flip(share: float, texts: Iterable[str], *, seed: int, epoch: int, key: str) -> bool:
+    """Whether to mirror a sample left to right: `share` of them, none whose `texts` tell left from right (in English).
+
+    Mirroring comes after the window: the square is turned round, padding included, and boxes by `mirror_box`.
+    """
+    if share == 0 or sample_rng(seed, epoch, key, "flip").random() >= share:
+        return False
+    return not any(_SIDES.search(text) for text in texts)
+
+
+def mirror_box(box: Box) -> Box:
+    """A box in shares of the square, after the square was mirrored left to right."""
+    x0, y0, x1, y1 = box
+    return 1 - x1, y0, 1 - x0, y1
+
+
+def map_box(box: Box, window: Window, size: int, min_kept_area: float) -> Box | None:
     """Where a box lands in the square, or None if it keeps too little.
 
     Args:

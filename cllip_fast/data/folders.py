@@ -36,13 +36,16 @@ class DatasetInfo:
 def read_dataset_info(spec: str | Path) -> DatasetInfo:
     """Read `dataset.json` in the folder that `spec` (as for `expand_shards`) names, or in the folder above it.
 
+    Of several parts joined by `::` the first that has one is taken.
+
     Raises:
         InputError: there is no `dataset.json`, or it lacks "name" or "classes".
     """
-    start = Path(str(spec).split("::")[0])
-    folder = next((f for f in (start, start.parent, start.parent.parent) if (f / INFO_FILE).is_file()), None)
+    starts = [Path(part) for part in str(spec).split("::")]
+    folders = (f for start in starts for f in (start, start.parent, start.parent.parent))
+    folder = next((folder for folder in folders if (folder / INFO_FILE).is_file()), None)
     if folder is None:
-        raise InputError(f"no {INFO_FILE} in {start} or the folders above it; expected a data set folder")
+        raise InputError(f"no {INFO_FILE} in {starts[0]} or the folders above it; expected a data set folder")
     info = read_json(folder / INFO_FILE)
     classes, attributes, name = info.get("classes"), info.get("attributes"), info.get("name")
     if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes) and isinstance(name, str)):

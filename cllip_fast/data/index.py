@@ -3,60 +3,46 @@
 from __future__ import annotations
 
 import glob
-import logging
+import hashlib
 import re
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
+from cllip_fast.data.faults import Fault, FaultCounter
 from cllip_fast.data.shards import IMAGE_SUFFIXES, RECORD_SUFFIX, Member, ShardError, list_members, split_name
 from cllip_fast.errors import InputError
 
-_log = logging.getLogger("cllip_fast.data")
 _MAX_BRACES = 1_000_000
-
-
-class Fault(NamedTuple):
-    """Something that was left out: its kind, where it was, and what was wrong with it."""
-
-    kind: str
-    shard: str
-    key: str
-    detail: str
-
-
-class FaultCounter:
-    """Counts faults by kind and logs the first of each kind."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def add(self, faults: list[Fault]) -> None:
-        """Count `faults`; the first of each kind goes to the log as a warning."""
-        for fault in faults:
-            self.counts[fault.kind] += 1
-            if self.counts[fault.kind] == 1:
-                place = f"{fault.shard}: {fault.key}" if fault.key else fault.shard
-                _log.warning("skipped (%s) %s: %s; more of this kind are only counted", fault.kind, place, fault.detail)
 
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """Every sample of a list of shards, in the shards' order.
+    """Every sample of one or several data sets, in their shards' order.
 
     Attributes:
         shards: the readable tar files.
         keys: the samples' keys, n of them.
         places: int64 [n, 5]: shard number, offset and size of the image, offset and size of the record, in bytes.
+        sizes: samples in each data set.
     """
 
     shards: list[Path]
     keys: list[str]
     places: np.ndarray
+    sizes: list[int]
+
+    def digest(self) -> str:
+        """The same for the same samples in the same order, wherever the shards lie."""
+        digest = hashlib.blake2b(np.array(self.sizes).tobytes(), digest_size=8)
+        digest.update(self.places.tobytes())
+        for key in self.keys:
+            digest.update(key.encode(errors="surrogatepass") + b"\n")
+        return digest.hexdigest()
 
 
 def expand_shards(spec: str | Path) -> list[Path]:
@@ -110,36 +96,44 @@ def _expand_braces(pattern: str) -> list[str]:
     return [pattern[: match.start()] + value + tail for value in values for tail in tails]
 
 
-def index_shards(paths: list[Path], faults: FaultCounter) -> SampleIndex:
-    """Note where every sample lies; nothing is decoded. A progress bar appears if it takes more than two seconds.
+def index_shards(data_sets: Sequence[Sequence[Path]], faults: FaultCounter) -> SampleIndex:
+    """Note where every sample of the data sets lies; nothing is decoded. It shows progress after two seconds.
 
     Raises:
-        InputError: no shard can be read, or none holds a sample.
+        InputError: no shard of a data set can be read, or none holds a sample.
     """
-    shards: list[Path] = []
-    keys: list[str] = []
-    places: list[np.ndarray] = []
-    unreadable: list[str] = []
-    for path in tqdm(paths, desc="indexing shards", unit=" shards", delay=2, leave=False):
-        try:
-            found, problems = _index_shard(path)
-        except ShardError as error:
-            unreadable.append(f"{path}: {error}")
-            faults.add([Fault("unreadable shard", str(path), "", str(error))])
-            continue
-        faults.add(problems)
-        if not found:
-            faults.add([Fault("empty shard", str(path), "", "it holds no image with a record")])
-            continue
-        keys.extend(found)
-        places.append(np.array([(len(shards), *place) for place in found.values()], dtype=np.int64))
-        shards.append(path)
-    if not keys:
-        if unreadable:
-            raise InputError(f"no shard can be read ({len(unreadable)} of {len(paths)}); first: {unreadable[0]}")
-        counts = ", ".join(f"{kind} {count}" for kind, count in faults.counts.items())
-        raise InputError(f"no sample in {len(paths)} shards, first {paths[0]}; left out: {counts}")
-    return SampleIndex(shards, keys, np.concatenate(places))
+    index = SampleIndex([], [], np.empty((0, 5), dtype=np.int64), [])
+    places = [index.places]
+    with tqdm(total=sum(map(len, data_sets)), desc="indexing", unit=" shards", delay=2, leave=False) as bar:
+        for paths in data_sets:
+            before, unreadable = len(index.keys), []
+            for path in paths:
+                try:
+                    found, problems = _index_shard(path)
+                except ShardError as error:
+                    unreadable.append(f"{path}: {error}")
+                    found, problems = {}, [Fault("unreadable shard", str(path), "", str(error))]
+                else:
+                    if not found:
+                        problems.append(Fault("empty shard", str(path), "", "it holds no image with a record"))
+                faults.add(problems)
+                if found:
+                    places.append(np.array([(len(index.shards), *place) for place in found.values()], dtype=np.int64))
+                    index.shards.append(path)
+                    index.keys.extend(found)
+                bar.update()
+            index.sizes.append(len(index.keys) - before)
+            if not index.sizes[-1]:
+                _refuse(paths, unreadable, faults)
+    return replace(index, places=np.concatenate(places))
+
+
+def _refuse(paths: Sequence[Path], unreadable: list[str], faults: FaultCounter) -> NoReturn:
+    """Say why a data set has no sample."""
+    if unreadable:
+        raise InputError(f"no shard can be read ({len(unreadable)} of {len(paths)}); first: {unreadable[0]}")
+    counts = ", ".join(f"{kind} {count}" for kind, count in faults.counts.items())
+    raise InputError(f"no sample in {len(paths)} shards, first {paths[0]}; left out: {counts}")
 
 
 def _index_shard(path: Path) -> tuple[dict[str, tuple[int, int, int, int]], list[Fault]]:

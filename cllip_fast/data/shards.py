@@ -146,16 +146,28 @@ class ShardReader:
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """`size` bytes of shard number `shard`; `ShardError` if they are no longer there."""
         try:
-            if shard not in self._files:
-                while len(self._files) >= self._max_open:
-                    os.close(self._files.pop(next(iter(self._files))))
-                self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
-            data = os.pread(self._files[shard], size, offset)
+            data = self._read(shard, offset, size)
         except OSError as error:
+            self._close(shard)  # a network file system may have dropped it: the next read opens it again
             raise ShardError(str(error)) from error
         if len(data) != size:
             raise ShardError(f"{self._paths[shard]} changed: {len(data)} of {size} bytes at {offset}")
         return data
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        if shard not in self._files:
+            while len(self._files) >= self._max_open:
+                self._close(next(iter(self._files)))
+            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        file = self._files[shard]
+        data = os.pread(file, size, offset)
+        while 0 < len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+            data += more  # some file systems return less than was asked for
+        return data
+
+    def _close(self, shard: int) -> None:
+        if shard in self._files:
+            os.close(self._files.pop(shard))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_paths": self._paths, "_max_open": self._max_open, "_files": {}}

@@ -3,6 +3,6 @@
 from cllip_fast.models.cllip import CllipModel
 from cllip_fast.models.config import PRESETS, ModelConfig
 from cllip_fast.models.create import create_model
-from cllip_fast.models.groups import parameter_groups
+from cllip_fast.models.groups import layers_above, parameter_groups
 
-__all__ = ["PRESETS", "CllipModel", "ModelConfig", "create_model", "parameter_groups"]
+__all__ = ["PRESETS", "CllipModel", "ModelConfig", "create_model", "layers_above", "parameter_groups"]

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from cllip_fast.models.attention import SelfAttention
 
 
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), OpenAI's approximation of GELU: weights trained with it need it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Mlp(nn.Sequential):
     """Linear, GELU, linear: [..., W] -> [..., W]."""
 
-    def __init__(self, width: int, ratio: float) -> None:
+    def __init__(self, width: int, ratio: float, *, quick_gelu: bool = False) -> None:
         hidden = int(width * ratio)
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        gelu = QuickGELU() if quick_gelu else nn.GELU()
+        super().__init__(nn.Linear(width, hidden), gelu, nn.Linear(hidden, width))
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): [B, L, W] -> [B, L, W]."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, backend: str, causal: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, backend: str, causal: bool = False, quick_gelu: bool = False
+    ) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, backend=backend, causal=causal)
         self.norm_2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, mlp_ratio)
+        self.mlp = Mlp(width, mlp_ratio, quick_gelu=quick_gelu)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm_1(x), mask)

@@ -18,6 +18,7 @@ from cllip_fast.models.text_ids import hash_multipliers, text_ids
 from cllip_fast.models.vision import VisionTower
 
 PARTS = ("region", "grounding", "patch")
+TOWERS = ("visual.", "text.", "logit_scale")  # the beginnings of the parameters that CLIP has
 MAX_LOGIT_SCALE = math.log(100)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from cllip_fast.errors import InputError, check_choice
 
@@ -36,6 +36,7 @@ class ModelConfig:
     class_token: bool = True  # pooled feature: the class token; without one: the mean over the patches
     causal_text: bool = True  # pooled at the last token; otherwise bidirectional with the mean over the real tokens
     mlp_ratio: float = 4.0
+    quick_gelu: bool = False  # in both towers, as OpenAI trained; the Prompter always has GELU
     region: str = "prompter"
     prompter_pool: str = "all"  # mean over prompt and image tokens (paper); "prompt": over the prompt's own tokens
     prompter_positions: bool = False  # True: encodings of the patch centres are added to the Prompter's image tokens
@@ -133,15 +134,20 @@ _TINY = ModelConfig(
 
 # Widths, depths and heads as in OpenCLIP's configurations of the same names (Ti follows S: the text tower is as wide
 # as the vision tower). Image sizes are defaults: the paper trains L/14 and H/14 at 336.
+_PUBLISHED = (
+    _clip("ViT-B-32", 512, (32, 768, 12, 12), (512, 12, 8)),
+    _clip("ViT-B-16", 512, (16, 768, 12, 12), (512, 12, 8)),
+    _clip("ViT-L-14", 768, (14, 1024, 24, 16), (768, 12, 12)),
+    _clip("ViT-H-14", 1024, (14, 1280, 32, 16), (1024, 24, 16)),
+)
+
 PRESETS: dict[str, ModelConfig] = {
     preset.name: preset
     for preset in (
         _TINY,
         _clip("ViT-Ti-16", 192, (16, 192, 12, 3), (192, 12, 3)),
         _clip("ViT-S-16", 384, (16, 384, 12, 6), (384, 12, 6)),
-        _clip("ViT-B-32", 512, (32, 768, 12, 12), (512, 12, 8)),
-        _clip("ViT-B-16", 512, (16, 768, 12, 12), (512, 12, 8)),
-        _clip("ViT-L-14", 768, (14, 1024, 24, 16), (768, 12, 12)),
-        _clip("ViT-H-14", 1024, (14, 1280, 32, 16), (1024, 24, 16)),
+        *_PUBLISHED,
+        *(replace(preset, name=f"{preset.name}-quickgelu", quick_gelu=True) for preset in _PUBLISHED),
     )
 }

@@ -15,11 +15,21 @@ from cllip_fast.models.positions import encode_points, patch_centres
 BOX_TOKENS = 2
 
 
-class ImageMemory(NamedTuple):
-    """What no prompt changes, computed once an image: the layer's input tokens and their projections."""
+class ImageRows(NamedTuple):
+    """The image tokens' own attention, to one another alone."""
 
-    tokens: Tensor  # [B, T, W]
-    projected: Tensor  # [B, T, 3W] queries, keys, values; with pool="prompt" [B, T, 2W] keys, values
+    queries: Tensor  # [B, T, W], divided by √W
+    attended: Tensor  # [B, T, W], after the output projection
+    row_lse: Tensor  # [B, T], of the scores; fp32 at least
+
+
+class ImageMemory(NamedTuple):
+    """What no prompt changes, computed once an image."""
+
+    tokens: Tensor  # [B, T, W], the layer's input
+    keys: Tensor  # [B, T, W]
+    values: Tensor  # [B, T, W]
+    rows: ImageRows | None  # with pool="all"
 
 
 class Prompter(nn.Module):
@@ -29,7 +39,9 @@ class Prompter(nn.Module):
     (a linear map of the text's feature); both share all weights of the layer. Each prompt has a sequence of its own:
     prompts never see one another.
 
-    pool="all": the paper's mean over all tokens of the sequence; the layer runs on T + n tokens for each prompt.
+    pool="all": the paper's mean over all tokens of the sequence. The image's attention to itself, output projection
+    included, is computed once an image, and a prompt merged into it by the scores' log-sum-exp. Each prompt is left
+    with the first half of the MLP on T + n tokens: the second half follows the mean.
     pool="prompt": the mean over the prompt's own n tokens. Image tokens then are keys and values only, computed once
     an image, and only the prompts' rows are computed: the whole layer's numbers at a few percent of its cost.
     """
@@ -81,16 +93,26 @@ class Prompter(nn.Module):
         """Image tokens [B, T, W] to what all prompts of the image share."""
         if self.positions is not None:
             image_tokens = image_tokens + self.positions
-        normed = self.norm_1(image_tokens)
-        if self.pool == "all":
-            return ImageMemory(image_tokens, self.qkv(normed))
-        width = image_tokens.shape[-1]
-        return ImageMemory(image_tokens, F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]))
+        normed, width = self.norm_1(image_tokens), image_tokens.shape[-1]
+        if self.pool == "prompt":
+            projected = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
+            return ImageMemory(image_tokens, *projected.chunk(2, dim=-1), rows=None)
+        q, k, v = self.qkv(normed).chunk(3, dim=-1)
+        q = q * width**-0.5
+        # Written out, as a fused attention hides its log-sum-exp: with one head, once an image, [B, T, T] is small.
+        scores = q @ k.transpose(1, 2)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        row_lse = scores.logsumexp(-1)
+        shares = (scores - row_lse[..., None]).exp().to(v.dtype)
+        return ImageMemory(image_tokens, k, v, ImageRows(q, self.out(shares @ v), row_lse))
 
     def forward(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
         """Prompt tokens [B, K, n, W] to one pooled vector a prompt, [B, K, W], after the final norm."""
-        pooled = self._pool_all(memory, prompts) if self.pool == "all" else self._pool_prompt(memory, prompts)
-        return self.norm_out(pooled)
+        q, k, v = self.qkv(self.norm_1(prompts)).chunk(3, dim=-1)  # [B, K, n, W] each
+        x = prompts + self.out(self._attend(q, k, v, memory))
+        if memory.rows is not None:
+            x = torch.cat([x, self._image_rows(k, v, memory)], dim=2)
+        return self.norm_out(self._mean_after_mlp(x))
 
     def region_features(self, memory: ImageMemory, boxes: Tensor) -> Tensor:
         """Boxes [B, M, 4] to region features [B, M, E]."""
@@ -108,26 +130,29 @@ class Prompter(nn.Module):
         first, second = corners.unflatten(-1, (2, 2)).unbind(-2)
         return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1)
 
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.out(attended)
-        return x + self.mlp(self.norm_2(x))
-
-    def _pool_all(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
-        batch, count, _, width = prompts.shape
-        tokens = torch.cat([prompts, memory.tokens[:, None].expand(-1, count, -1, -1)], dim=2).flatten(0, 1)
-        image_qkv = memory.projected[:, None].expand(-1, count, -1, -1)
-        qkv = torch.cat([self.qkv(self.norm_1(prompts)), image_qkv], dim=2).flatten(0, 1)
-        q, k, v = qkv[:, None].chunk(3, dim=-1)  # one head: [B*K, 1, n+T, W]
-        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return self._finish(tokens, attended).mean(1).view(batch, count, width)
-
-    def _pool_prompt(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
-        batch, count, length, width = prompts.shape
-        q, k, v = self.qkv(self.norm_1(prompts)).chunk(3, dim=-1)  # [B, K, n, W] each
-        image_k, image_v = memory.projected.chunk(2, dim=-1)  # [B, T, W] each
-        q = q * width**-0.5
-        to_image = (q.flatten(1, 2) @ image_k.transpose(1, 2)).view(batch, count, length, image_k.shape[1])
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, memory: ImageMemory) -> Tensor:
+        """What the prompts' tokens gather, each from its own prompt and the image: [B, K, n, W]."""
+        length, tokens = q.shape[2], memory.keys.shape[1]
+        q = q * q.shape[-1] ** -0.5
+        to_image = (q.flatten(1, 2) @ memory.keys.transpose(1, 2)).unflatten(1, q.shape[1:3])
         shares = torch.cat([q @ k.transpose(-1, -2), to_image], dim=-1).softmax(-1)  # [B, K, n, n+T]
-        own, image = shares.split((length, shares.shape[-1] - length), dim=-1)
-        attended = own @ v + (image.flatten(1, 2) @ image_v).view(batch, count, length, width)
-        return self._finish(prompts, attended).mean(2)
+        own, image = shares.split((length, tokens), dim=-1)
+        return own @ v + (image.flatten(1, 2) @ memory.values).unflatten(1, q.shape[1:3])
+
+    def _image_rows(self, k: Tensor, v: Tensor, memory: ImageMemory) -> Tensor:
+        """The image's tokens after an attention that also sees the prompt: [B, K, T, W].
+
+        The softmax over T + n scores is the one over n scores and the log-sum-exp of the other T. Its shares sum to
+        one, so that the output projection, bias included, may come before the mean that they weigh.
+        """
+        tokens, rows, (count, length) = memory.tokens, memory.rows, k.shape[1:3]
+        to_prompts = (rows.queries @ k.flatten(1, 2).transpose(1, 2)).unflatten(2, (count, length)).transpose(1, 2)
+        to_image = rows.row_lse[:, None, :, None].expand(-1, count, -1, -1)
+        shares = torch.cat([to_image, to_prompts], dim=-1).softmax(-1).to(tokens.dtype)  # [B, K, T, 1+n]
+        image, prompt = shares.split((1, length), dim=-1)
+        return tokens[:, None] + image * rows.attended[:, None] + prompt @ self.out(v)
+
+    def _mean_after_mlp(self, x: Tensor) -> Tensor:
+        """The mean over tokens, [B, K, L, W] to [B, K, W], of x + mlp(norm(x)), whose last map is linear: after it."""
+        expand, gelu, contract = self.mlp
+        return x.mean(2) + contract(gelu(expand(self.norm_2(x))).mean(2))

@@ -24,7 +24,14 @@ class TextTower(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(torch.empty(config.text_length, width))
         self.blocks = nn.ModuleList(
-            Block(width, config.text_heads, config.mlp_ratio, backend=config.attention, causal=self.causal)
+            Block(
+                width,
+                config.text_heads,
+                config.mlp_ratio,
+                backend=config.attention,
+                causal=self.causal,
+                quick_gelu=config.quick_gelu,
+            )
             for _ in range(depth)
         )
         self.norm_out = nn.LayerNorm(width)
@@ -48,7 +55,7 @@ class TextTower(nn.Module):
             last = (torch.arange(length, device=text.device) * (text != 0)).amax(1)
             for block in self.blocks:
                 x = block(x)
-            x = x[torch.arange(len(x), device=x.device), last]
+            x = x[torch.arange(x.shape[0], device=x.device), last]
             return self.project(self.norm_out(x))
         # The first position always counts, so that a padded region's empty text does not divide by zero.
         real = (text != 0) | (torch.arange(length, device=text.device) == 0)

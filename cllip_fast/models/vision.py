@@ -50,7 +50,8 @@ class VisionTower(nn.Module):
             self.positions = nn.Parameter(width**-0.5 * torch.randn(patches + self.extra_tokens, width))
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            Block(width, config.vision_heads, config.mlp_ratio, backend=config.attention) for _ in range(depth)
+            Block(width, config.vision_heads, config.mlp_ratio, backend=config.attention, quick_gelu=config.quick_gelu)
+            for _ in range(depth)
         )
         self.norm_out = nn.LayerNorm(width)
         self.project = nn.Linear(width, config.embed_dim, bias=False)
@@ -62,7 +63,8 @@ class VisionTower(nn.Module):
         # In channels-last memory the convolution's output is [B, h, w, W] as it lies: tokens without a copy.
         x = self.stem(images.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+            # x.shape[0], not len(x): torch.export would take the latter for a constant.
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)
         x = self.norm_in(x + self.positions)
         for block in self.blocks:
             x = block(x)

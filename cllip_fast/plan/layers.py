@@ -206,32 +206,38 @@ def regions(run: Settings) -> Cost:
 
 
 def _remember(run: Settings) -> Cost:
-    """`Prompter.remember`: the image tokens' norm (whose input the tower keeps already) and projections."""
-    config, element = run.config, run.element
-    width, rows = config.vision_width, run.batch_size * _image_tokens(run)
+    """`Prompter.remember`: the image tokens' norm (whose input the tower keeps already), projections and attention."""
+    config, element, batch, tokens = run.config, run.element, run.batch_size, _image_tokens(run)
+    width, rows = config.vision_width, batch * tokens
     read = kept(rows * STATISTICS)
     if config.prompter_positions:
         read += kept(rows * width * FP32)
-    if config.prompter_pool == "all":
-        return read + linear(rows, width, 3 * width, element)
-    weight = kept(0 if element == FP32 else 2 * width * width * element)  # a slice, which autocast casts apart
-    return read + weight + linear(rows, width, 2 * width, element) + kept(rows * 2 * width * element)
+    if config.prompter_pool == "prompt":
+        weight = kept(0 if element == FP32 else 2 * width * width * element)  # a slice, which autocast casts apart
+        return read + weight + linear(rows, width, 2 * width, element) + kept(rows * 2 * width * element)
+    projections = linear(rows, width, 3 * width, element) + kept(rows * 4 * width * element)  # queries again, scaled
+    matrix = kept(batch * tokens**2 * FP32) + scores(batch * tokens**2, element) + kept(rows * FP32)  # log-sum-exp
+    attended = product(2 * batch * tokens**2 * width) + linear(rows, width, width, element)
+    return read + projections + matrix + attended + kept(rows * width * element)
 
 
 def _prompt_layer(run: Settings, count: int, prompt: int, stream: int) -> Cost:
     """The Prompter's layer for `count` prompts of `prompt` tokens, which come in as numbers of `stream` bytes."""
     config, element = run.config, run.element
     width, tokens = config.vision_width, _image_tokens(run)
-    hidden, own, length = int(width * config.mlp_ratio), count * prompt, prompt + tokens
-    enter = norm(own, width, stream) + linear(own, width, 3 * width, element)
+    hidden, own, rows = int(width * config.mlp_ratio), count * prompt, count * prompt
+    attended = norm(own, width, stream) + linear(own, width, 3 * width, element)
+    attended += kept(own * 4 * width * element) + scores(own * (prompt + tokens), element)  # queries again, scaled
+    attended += product(2 * own * (prompt + tokens) * width) + linear(own, width, width, element)
     if config.prompter_pool == "all":
-        rows, attended = count * length, attention(count, length, width, 1, "sdpa", element)
-    else:
-        rows = own  # queries are kept once more, scaled
-        attended = kept(own * 4 * width * element) + scores(own * length, element)
-        attended += product(2 * own * length * width)
-    layer = linear(rows, width, width, element) + norm(rows, width) + mlp(rows, width, hidden, element)
-    return enter + attended + layer + norm(count, width)
+        rows += count * tokens
+        shares = kept(count * tokens * ((1 + prompt) * FP32 + (0 if element == FP32 else prompt * element)))
+        values = product(own * width * width) + kept(own * width * element)  # after the output projection
+        attended += shares + values + product(2 * own * tokens * width)
+    # The mean comes before the MLP's second map. Backward enters with two gradients of all that it is taken over.
+    expand = norm(rows, width) + linear(rows, width, hidden, element) + kept(rows * hidden * element)
+    contract = linear(count, hidden, width, element) + Cost(working=2 * rows * hidden * element)
+    return attended + expand + contract + norm(count, width)
 
 
 def _image_tokens(run: Settings) -> int:

@@ -1,17 +1,21 @@
 """Broken shards, images and records: refused where nothing can be done, else counted, logged once and left out."""
 
+import errno
 import io
 import json
 import logging
+import os
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from cllip_fast.data import expand_shards
+from cllip_fast.data.faults import Fault, FaultCounter
 from cllip_fast.data.record import RecordError, parse_record
-from cllip_fast.data.shards import ShardError, list_members
+from cllip_fast.data.shards import ShardError, ShardReader, list_members
 from cllip_fast.errors import InputError
 from tests.data.painted import jpeg, record, write_shard
 
@@ -182,14 +186,153 @@ def test_training_puts_the_same_substitute_in_place_everywhere(tmp_path, loader,
 def test_training_counts_what_it_replaced(tmp_path, loader):
     write_shard(tmp_path, [*good(count=3), ("x", jpeg()[:300], record())])
     made = loader(tmp_path, train=True, batch_size=4)
-    next(made.forever())
-    assert set(made.skipped) == {"broken image"}
-    assert made.skipped["broken image"] >= 1
+    stream = made.forever()
+    for epoch in range(1, 4):
+        assert len(next(stream)) == 4
+        assert made.skipped == {"broken image": epoch}
+        assert made.counts == {"samples_seen": 3 * epoch, "samples_skipped": epoch, "samples_total": 4 * epoch}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_seen_and_skipped_are_the_total_and_in_the_log(tmp_path, loader, caplog, workers):
+    regions = [{"box": [9, 9, 2, 2], "text": "reversed"}, {"box": [0, 0, 5, 5], "text": "fine"}]
+    write_shard(tmp_path, [entry[:3] for entry in BROKEN] + good(count=18) + [("r", jpeg(), record(regions=regions))])
+    made = loader(tmp_path, train=True, batch_size=7, workers=workers)
+    with caplog.at_level(logging.INFO, logger="cllip_fast.data"):
+        stream = made.forever()
+        for _ in range(4):
+            next(stream)
+    assert made.counts == {"samples_seen": 19, "samples_skipped": 9, "samples_total": 28}
+    assert made.skipped == Counter(kind for *_, kind in BROKEN) + Counter({"bad region box": 1})
+    (line,) = [line.getMessage() for line in caplog.records if "epoch 0 ends" in line.getMessage()]
+    assert "19 samples seen + 9 skipped = 28; left out: broken image 3" in line
+    evaluated = loader(tmp_path, batch_size=7, workers=workers)
+    assert len(read_all(evaluated)) == 19
+    assert evaluated.counts == made.counts
+
+
+def test_too_many_broken_samples_end_training_with_a_clear_error(tmp_path, loader):
+    write_shard(tmp_path, good(count=80) + [(f"x{i}", jpeg()[:300], record()) for i in range(20)])
+
+    def batches(count, **changes):
+        made = loader(tmp_path, train=True, batch_size=10, image_size=16, **changes)
+        stream = made.forever()
+        for _ in range(count):
+            next(stream)
+        return made
+
+    expected = (
+        r"of the last \d+ samples cannot be used \(broken image \d+\), more than max_broken 0.05 of 1000; last .*x"
+    )
+    assert batches(20).counts["samples_skipped"] == 40, "not yet more than 5 % of a thousand"
+    with pytest.raises(InputError, match=expected):
+        batches(40)
+    assert batches(150, max_broken=0.25).counts["samples_skipped"] == 300
+    with pytest.raises(InputError, match=r"more than max_broken 0\.19 of 1000"):
+        batches(150, max_broken=0.19)
+    with pytest.raises(InputError, match="max_broken 0 "):
+        batches(5, max_broken=0.0)
+    with pytest.raises(InputError, match=r"max_broken is 1\.5, expected 0 to 1"):
+        batches(0, max_broken=1.5)
+    assert len(read_all(loader(tmp_path))) == 80, "evaluation only counts"
+
+
+def test_the_window_holds_whole_batches_and_forgets_old_ones():
+    fault = Fault("broken image", "s", "k", "d")
+    counter = FaultCounter(max_broken=0.05)
+    counter.add_batch(4096, [fault] * 200, [])  # 4.9 % of a batch larger than the window
+    for _ in range(30):
+        counter.add_batch(100, [], [])
+    counter.add_batch(100, [fault] * 45, [])
+    for _ in range(9):
+        counter.add_batch(100, [], [])
+    counter.add_batch(100, [fault] * 50, [])
+    with pytest.raises(InputError, match="51 of the last 1000 samples"):
+        counter.add_batch(100, [fault], [])
+    assert (counter.total, counter.skipped) == (4096 + 3000 + 1200, 296)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("harm", ["vanishes", "truncated"])
+def test_a_shard_lost_in_mid_epoch_is_replaced_and_counted(tmp_path, loader, workers, harm):
+    write_shard(tmp_path, good("a", 40), first=0)
+    write_shard(tmp_path, good("b", 40), first=1)
+    made = loader(tmp_path, train=True, batch_size=4, workers=workers, max_broken=1.0)
+    stream = made.forever()
+    seen = [next(stream).keys for _ in range(3)]
+    lost = tmp_path / "000000.tar"
+    if harm == "truncated":
+        with open(lost, "r+b") as file:
+            file.truncate(700)
+    else:
+        lost.unlink()  # who has it open may go on, all others lose it
+    seen += [next(stream).keys for _ in range(37)]  # to the end of the second epoch
+    assert {len(keys) for keys in seen} == {4}
+    counts = made.counts
+    assert counts["samples_total"] == 160
+    assert counts["samples_seen"] + counts["samples_skipped"] == 160
+    assert set(made.skipped) <= {"unreadable shard"}
+    if harm == "truncated":
+        assert counts["samples_skipped"] >= 40 - 1
+        assert {key[0] for keys in seen[-5:] for key in keys} == {"b"}
+
+
+def test_a_slow_disk_only_slows(tmp_path, loader, monkeypatch):
+    write_shard(tmp_path, good(count=12))
+    settings = {"train": True, "batch_size": 4}
+    quick = [next(stream).keys for stream in [loader(tmp_path, **settings).forever()] for _ in range(3)]
+    read = ShardReader.read
+
+    def slow(self, *place):
+        time.sleep(0.02)
+        return read(self, *place)
+
+    monkeypatch.setattr(ShardReader, "read", slow)
+    for workers in (0, 2):
+        made = loader(tmp_path, workers=workers, **settings)
+        assert [next(stream).keys for stream in [made.forever()] for _ in range(3)] == quick
+        assert made.skipped == {}
+
+
+def test_a_file_that_was_lost_for_a_moment_is_opened_again(tmp_path, monkeypatch):
+    path = write_shard(tmp_path, good(count=1))
+    reader = ShardReader([path])
+    whole = reader.read(0, 0, 1024)
+    gone = os.stat(path).st_ino
+    os.rename(path, tmp_path / "old")
+    path.write_bytes(whole)
+
+    def stale(file, size, offset):
+        if os.fstat(file).st_ino == gone:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return pread(file, size, offset)
+
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", stale)
+    with pytest.raises(ShardError, match="Stale file handle"):
+        reader.read(0, 0, 1024)
+    assert reader.read(0, 0, 1024) == whole
+
+
+def test_equal_texts_of_a_batch_are_tokenised_once(tmp_path, loader, tokenizer):
+    asked = []
+
+    def counting(texts, length):
+        asked.append(list(texts))
+        return tokenizer(texts, length)
+
+    regions = [{"box": [0, 0, 5, 5], "text": text} for text in ("dog", "cat", "dog")]
+    write_shard(tmp_path, [(f"{i}", jpeg(), record(captions=[f"text {i % 2}"], regions=regions)) for i in range(4)])
+    (batch,) = loader(tmp_path, tokenizer=counting)
+    assert sorted(map(sorted, asked)) == [["cat", "dog"], ["text 0", "text 1"]]
+    (plain,) = loader(tmp_path)
+    assert batch.text.equal(plain.text)
+    assert batch.region_text.equal(plain.region_text)
 
 
 def test_training_on_nothing_but_broken_images_stops(tmp_path, loader):
     write_shard(tmp_path, [(f"x{i}", jpeg()[:300], record()) for i in range(4)])
-    with pytest.raises(InputError, match=r"100 samples in a row cannot be used; first .*000000\.tar: x"):
+    with pytest.raises(InputError, match=r"100 samples in a row cannot be used; last .*000000\.tar: x"):
         next(loader(tmp_path, train=True).forever())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cllip_fast.data.crop import CROPS, RANDOM_AREA, Window, choose_window, map_box
+from cllip_fast.data.crop import CROPS, RANDOM_AREA, Window, choose_flip, choose_window, map_box, mirror_box, reduction
 from cllip_fast.errors import InputError
 from tests.data.painted import jpeg, record, write_shard
 
@@ -38,6 +38,17 @@ def test_random_windows_lie_in_the_image_and_follow_seed_epoch_and_key():
     base = window("random", 101, 57, 64)
     assert base == window("random", 101, 57, 64)
     assert base not in (window("random", 101, 57, 64, epoch=1), window("random", 101, 57, 64, seed=1))
+
+
+@pytest.mark.parametrize(("size", "step"), [(300, 1), (100, 2), (50, 4), (20, 8), (5, 8)])
+def test_random_windows_lie_on_the_pixels_of_the_smaller_picture(size, step):
+    for key in range(50):
+        source, _ = window("random", 1203, 901, size, key=str(key))
+        width, height = source[2] - source[0], source[3] - source[1]
+        factor = reduction(width, height, size, size)
+        assert factor in {step, max(step // 2, 1), min(2 * step, 8)}
+        assert all(edge % factor == 0 for edge in source)
+        assert factor == 1 or min(width, height) >= 2 * factor * size, "still twice as fine as the square"
 
 
 def test_boxes_are_clipped_scaled_and_dropped_by_kept_area():
@@ -97,3 +108,50 @@ def test_random_is_refused_in_evaluation(scene_set, loader):
         loader(scene_set / "val", crop="random")
     with pytest.raises(InputError, match="crop is 'fit', expected one of pad, center, random"):
         loader(scene_set / "val", crop="fit")
+
+
+# Mirroring
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("a cat on the left", False),
+        ("Leftmost of three", False),
+        ("her right-hand glove", False),
+        ("the bottom-right corner", False),
+        ("topleft", False),
+        ("a counterclockwise spiral", False),
+        ("a bright light upright", True),
+        ("copyright, cleft", True),
+        ("a cat above a dog", True),
+    ],
+)
+def test_texts_that_tell_left_from_right_are_not_mirrored(text, mirrored):
+    draw = {"seed": 0, "epoch": 0, "key": "k"}
+    assert choose_flip(1.0, ["a dog", text], **draw) is mirrored
+    assert choose_flip(0.0, ["a dog"], **draw) is False
+
+
+def test_the_share_of_mirrored_images_follows_seed_epoch_and_key():
+    chosen = [choose_flip(0.3, ["a"], seed=0, epoch=e, key=str(k)) for e in range(2) for k in range(1000)]
+    assert sum(chosen) == pytest.approx(600, abs=80)
+    assert chosen[:1000] != chosen[1000:]
+    assert chosen == [choose_flip(0.3, ["a"], seed=0, epoch=e, key=str(k)) for e in range(2) for k in range(1000)]
+    assert mirror_box((0.1, 0.2, 0.4, 0.9)) == pytest.approx((0.6, 0.2, 0.9, 0.9))
+
+
+def test_boxes_are_mirrored_with_the_pixels(tmp_path, loader):
+    regions = [{"box": [4, 4, 20, 12], "text": "white"}]
+    picture = jpeg(64, 40, (4, 4, 20, 12))
+    samples = [("s", picture, record(64, 40, regions=regions)),
+               ("t", picture, record(64, 40, regions=regions, captions=["right", "a picture"]))]  # fmt: skip
+    write_shard(tmp_path, samples)
+    settings = {"train": True, "batch_size": 2, **KEEP}
+    before, after = (next(loader(tmp_path, flip=share, **settings).forever()) for share in (0.0, 1.0))
+    plain = {key: i for i, key in enumerate(before.keys)}
+    turned = {key: i for i, key in enumerate(after.keys)}
+    assert torch.equal(after.images[turned["s"]], before.images[plain["s"]].flip(2))
+    assert torch.equal(after.images[turned["t"]], before.images[plain["t"]])
+    assert after.boxes[turned["s"], 0].tolist() == pytest.approx([44 / 64, 16 / 64, 60 / 64, 24 / 64])
+    assert torch.equal(after.boxes[turned["t"]], before.boxes[plain["t"]])

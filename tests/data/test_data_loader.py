@@ -171,7 +171,7 @@ def test_training_and_evaluation_are_not_mixed_up(scene_set, loader):
         ({"min_kept_area": 1.5}, "min_kept_area is 1.5"),
         ({"std": (1.0, 1.0, 0.0)}, "std is"),
         ({"mean": (0.5,)}, "mean is"),
-        ({"train": True, "batch_size": 21, "world_size": 2}, "holds 40 samples, expected at least one global batch"),
+        ({"train": True, "batch_size": 21, "world_size": 2}, "holds 40 samples, expected at least one step"),
     ],
 )
 def test_bad_arguments_are_refused(scene_set, loader, changes, message):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cllip_fast.errors import InputError
-from cllip_fast.kernels.localize.boxes import patches_in_boxes
+from cllip_fast.kernels.localize.boxes import patch_spans, patches_in_boxes
 from cllip_fast.losses import PatchLocalizationLoss
 from tests import dense, dense_local
 from tests.ranks import on_ranks
@@ -159,10 +159,11 @@ def test_order_does_not_matter(other_images: bool) -> None:
 def test_operator_passes_opcheck_and_compiles() -> None:
     b = batch(3, (2, 2), 2)
     leaves = [each.requires_grad_() for each in features(b)]
-    inside = patches_in_boxes(b["boxes"], (2, 2))
+    spans = patch_spans(b["boxes"], (2, 2))
     for other_images in (False, True):
         torch.library.opcheck(
-            torch.ops.cllip_fast.localization.default, (*leaves, inside, b["mask"], b["ids"], other_images, "")
+            torch.ops.cllip_fast.localization.default,
+            (*leaves, spans, b["mask"], b["ids"], [2, 2], other_images, "", "auto"),
         )
     loss = PatchLocalizationLoss(other_images=True)
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from cllip_fast import extras
 from cllip_fast.errors import InputError
 from cllip_fast.losses import ClipLoss, PatchTextLoss
 from tests import dense, dense_local
@@ -250,7 +251,9 @@ def test_operator_passes_opcheck() -> None:
     leaves = [each.requires_grad_() for each in features(b)]
     operator = torch.ops.cllip_fast.patch_text.default
     for pool in ("max", "softmax"):
-        torch.library.opcheck(operator, (*leaves, b["mask"], b["ids"], b["patch_mask"], pool, 0.1, 0.9, "", 0, True))
+        torch.library.opcheck(
+            operator, (*leaves, b["mask"], b["ids"], b["patch_mask"], pool, 0.1, 0.9, "", 0, "auto", True)
+        )
 
 
 def several_ranks(rank: int, world_size: int) -> None:
@@ -320,6 +323,9 @@ def test_bad_inputs() -> None:
         PatchTextLoss(filter_threshold=1.5)
     with pytest.raises(InputError, match="chunk_size is -1"):
         PatchTextLoss(chunk_size=-1)
-    with pytest.raises(InputError, match="backend is 'triton', expected one of auto, torch"):
-        PatchTextLoss(backend="triton")
+    with pytest.raises(InputError, match="backend is 'native', which patch_text does not have; expected one of auto"):
+        PatchTextLoss(backend="native")
+    if extras.probe("triton"):
+        with pytest.raises(InputError, match="which runs on GPUs only, but the features are on cpu"):
+            PatchTextLoss(backend="triton")(v, t, 1.0)
     assert loss(v + float("nan"), t, 1.0).isnan()

@@ -173,8 +173,6 @@ def test_bad_inputs() -> None:
         loss(x, x, 1.0, mask, mask.float())
     with pytest.raises(InputError, match=r"filter_threshold is 1\.5, expected a cosine"):
         RegionTextLoss(filter_threshold=1.5)
-    with pytest.raises(
-        InputError, match="backend is 'cuda', expected one of auto, triton, native, torch"
-    ):
+    with pytest.raises(InputError, match="backend is 'cuda', expected one of auto, triton, native, torch"):
         RegionTextLoss(backend="cuda")
     assert loss(x + float("nan"), x, 1.0).isnan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def literal_layer(prompter: Prompter, image_tokens: Tensor, prompts: Tensor) -> 
             x = x + prompter.mlp(prompter.norm_2(x))
             pooled = x.mean(0) if prompter.pool == "all" else x[: len(prompt)].mean(0)
             rows.append(prompter.norm_out(pooled))
-    return torch.stack(rows).unflatten(0, prompts.shape[:2])
+    return torch.stack(rows).unflatten(0, prompts.shape[:2]) if rows else prompts.sum(2)
 
 
 @pytest.mark.parametrize("pool", ["all", "prompt"])
@@ -52,6 +53,64 @@ def test_prompter_is_the_literal_layer(mini, inputs, pool: str, positions: bool,
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs)
+
+
+def verbs(prompter: Prompter, tokens: Tensor, boxes: Tensor, texts: Tensor, literal: bool) -> tuple[Tensor, ...]:
+    """Region features and box logits, by the layer itself or by the one written out."""
+    memory = None if literal else prompter.remember(tokens)
+    prompts = prompter.box_prompts(boxes), prompter.text_prompts(texts)
+    regions, grounded = (literal_layer(prompter, tokens, p) if literal else prompter(memory, p) for p in prompts)
+    return prompter.project(regions), prompter.box_head(grounded)
+
+
+@pytest.mark.parametrize("pool", ["all", "prompt"])
+@pytest.mark.parametrize("sharpness", [1.0, 40.0])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_every_gradient_is_the_literal_layers(mini, inputs, pool: str, sharpness: float, count: int) -> None:
+    """To fp64's rounding, from both verbs at once; sharp scores reach thousands, beyond what exp can represent."""
+    prompter = mini(prompter_pool=pool, class_token=True).prompter
+    prompter.qkv.weight.data[:32] *= sharpness
+    inner = torch.randn(3, 10, 16).double(), inputs.boxes[:, :count], torch.randn(3, count, 12).double()
+    leaves = [tensor.requires_grad_() for tensor in inner]
+    weights = torch.randn(3, count, 12).double(), torch.randn(3, count, 4).double()
+    names = ["image_tokens", "boxes", "text_features", *(name for name, _ in prompter.named_parameters())]
+    results = []
+    for literal in (False, True):
+        outputs = verbs(prompter, *leaves, literal)
+        loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
+        results.append(outputs + torch.autograd.grad(loss, [*leaves, *prompter.parameters()], materialize_grads=True))
+    for name, ours, theirs in zip(["region_features", "logits", *names], *results, strict=True):
+        assert ours.shape == theirs.shape
+        if count:
+            assert theirs.abs().max() > 0, name
+            assert (ours - theirs).abs().max() < 1e-12 * sharpness**2 * theirs.abs().max(), name
+        else:
+            assert not ours.any(), name
+
+
+@pytest.mark.parametrize("pool", ["all", "prompt"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bf16_is_as_near_as_the_literal_layer_in_bf16(mini, inputs, pool: str, autocast: bool) -> None:
+    """Outputs within twice, gradients within three times the literal layer's own error, as root mean squares."""
+    prompter = mini(prompter_pool=pool, vision_width=64).prompter
+    tokens, texts = torch.randn(3, 9, 64).double(), torch.randn(3, 5, 12).double()
+    weights = torch.randn(3, 5, 12).double(), torch.randn(3, 5, 4).double()
+
+    def run(dtype: torch.dtype, literal: bool) -> tuple[Tensor, ...]:
+        module = copy.deepcopy(prompter).to(dtype)
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (tokens, inputs.boxes, texts)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            outputs = verbs(module, *leaves, literal)
+            if pool == "all" and not literal and dtype != torch.float64:
+                assert module.remember(leaves[0]).rows.row_lse.dtype == torch.float32
+        loss = sum((output.double() * weight).sum() for output, weight in zip(outputs, weights, strict=True))
+        return outputs + torch.autograd.grad(loss, [*leaves, *module.parameters()])
+
+    low = torch.float32 if autocast else torch.bfloat16
+    exact, ours, theirs = run(torch.float64, True), run(low, False), run(low, True)
+    for index, (truth, mine, reference) in enumerate(zip(exact, ours, theirs, strict=True)):
+        allowed = (2 if index < 2 else 3) * (reference - truth).norm()
+        assert (mine - truth).norm() <= allowed
 
 
 @pytest.mark.parametrize("pool", ["all", "prompt"])

@@ -329,5 +329,5 @@ def test_a_run_in_micro_batches_follows_that_of_the_large_batch_and_resumes_exac
 
 
 def test_a_step_of_more_samples_than_there_are_is_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds 40 samples, .*--batch-size 10 × --accum-freq 5"):
+    with pytest.raises(InputError, match=r"holds 40 samples, .*batch_size 10 × accum_freq 5"):
         run(shards, tmp_path, batch_size=10, accum_freq=5)

@@ -179,7 +179,8 @@ def test_a_broken_image_is_counted_and_training_goes_on(scenes: Path, tmp_path: 
     shard.write_bytes(data)
     folder = run(broken, tmp_path, steps=SCENES // 8, val_data="")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["broken_samples"] >= 1
+    assert lines[-1]["samples_skipped"] >= 1
+    assert lines[-1]["samples_seen"] + lines[-1]["samples_skipped"] == lines[-1]["samples_total"]
 
 
 def test_clip_alone_trains_and_is_evaluated_on_regions(scenes: Path, tmp_path: Path) -> None:
