@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from cllip_fast.errors import InputError, check_tensor
 from cllip_fast.exchange import group_name
-from cllip_fast.kernels.localize.boxes import patches_in_boxes
+from cllip_fast.kernels.localize.boxes import patch_spans
 from cllip_fast.losses.inputs import check_scalar
 from cllip_fast.losses.local_inputs import check_ids, check_mask, check_patches_and_texts
+from cllip_fast.streaming.backends import check_backend
 from cllip_fast.streaming.localization import localization
 
 
@@ -26,12 +27,23 @@ class PatchLocalizationLoss(nn.Module):
         other_images: the patches of the other images of this rank are wrong answers too, walked in tiles; images that
             have a valid text with the same group id are left out.
         group: process group over which the batch is spread; None: this process alone.
+        backend: "auto", "triton" or "torch".
+
+    Raises:
+        InputError: a back end that is not available.
     """
 
-    def __init__(self, *, other_images: bool = False, group: dist.ProcessGroup | str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        other_images: bool = False,
+        group: dist.ProcessGroup | str | None = None,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         self.other_images = other_images
         self.group = group_name(group)
+        self.backend = check_backend(backend, "localize")
 
     def forward(
         self,
@@ -63,16 +75,19 @@ class PatchLocalizationLoss(nn.Module):
         mask = check_mask("mask", mask, ("text_features", texts))
         ids = check_ids(group_ids, ("text_features", texts))
         check_tensor("boxes", boxes, (*mask.shape, 4), floating=True, like=("patch_features", patches))
+        grid = _grid(patch_grid, patches.shape[1])
         loss = localization(
             patches,
             # Padding may hold anything: zeros keep NaN out of the products.
             texts.masked_fill(~mask[..., None], 0),
             check_scalar("logit_scale", logit_scale, patches),
-            patches_in_boxes(boxes.detach(), _grid(patch_grid, patches.shape[1])),
+            patch_spans(boxes.detach(), grid),
+            grid=grid,
             valid=mask,
             ids=ids if self.other_images else None,
             other_images=self.other_images,
             group=self.group,
+            backend=self.backend,
         )
         return {"localization_loss": loss} if output_dict else loss
 

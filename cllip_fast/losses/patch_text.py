@@ -9,11 +9,10 @@ from cllip_fast.errors import InputError, check_choice
 from cllip_fast.exchange import group_name
 from cllip_fast.losses.inputs import check_scalar, check_threshold
 from cllip_fast.losses.local_inputs import check_ids, check_mask, check_patches_and_texts, check_weight
-from cllip_fast.streaming import chunk_argument
+from cllip_fast.streaming import check_backend, chunk_argument
 from cllip_fast.streaming.patch_text import patch_text
 
 POOLS = ("max", "softmax")
-BACKENDS = ("auto", "torch")
 
 
 class PatchTextLoss(nn.Module):
@@ -34,7 +33,7 @@ class PatchTextLoss(nn.Module):
         filter_threshold: image i is no negative for text j of another image if a valid text of image i has a cosine
             above this to text j; no gradient flows through the test. None: no filter.
         group: process group over which the batch is spread; None: this process alone.
-        backend: "auto" or "torch".
+        backend: "auto", "triton" or "torch".
         chunk_size: texts (over all ranks) walked at a time; None: chosen. Has no effect on the result.
 
     Raises:
@@ -57,7 +56,7 @@ class PatchTextLoss(nn.Module):
         if self.pool_temperature == 0:
             raise InputError("pool_temperature is 0, expected a number above 0; pool='max' is its limit")
         self.filter_threshold = check_threshold(filter_threshold)
-        self.backend = check_choice("backend", backend, BACKENDS)
+        self.backend = check_backend(backend, "patch_text")
         self.chunk_size = chunk_argument(chunk_size)
         self.group = group_name(group)
 
@@ -106,5 +105,6 @@ class PatchTextLoss(nn.Module):
             threshold=self.filter_threshold,
             group=self.group,
             chunk_size=self.chunk_size,
+            backend=self.backend,
         )
         return {"patch_loss": loss} if output_dict else loss

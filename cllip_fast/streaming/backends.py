@@ -7,6 +7,7 @@ from types import ModuleType
 
 import torch
 
+from cllip_fast import extras
 from cllip_fast.errors import InputError, check_choice
 from cllip_fast.kernels import native
 
@@ -14,9 +15,25 @@ BACKENDS = ("auto", "triton", "native", "torch")
 
 # operation -> backend -> module of kernels. A new back end is a line here; "auto" takes the first one that can run.
 _MODULES = {
-    "info_nce": {"native": "cllip_fast.kernels.info_nce.native", "torch": "cllip_fast.kernels.info_nce.tiles"},
+    "info_nce": {
+        "triton": "cllip_fast.kernels.info_nce.triton",
+        "native": "cllip_fast.kernels.info_nce.native",
+        "torch": "cllip_fast.kernels.info_nce.tiles",
+    },
     "distill": {"torch": "cllip_fast.kernels.info_nce.distill_tiles"},
-    "sigmoid": {"native": "cllip_fast.kernels.sigmoid.native", "torch": "cllip_fast.kernels.sigmoid.tiles"},
+    "sigmoid": {
+        "triton": "cllip_fast.kernels.sigmoid.triton",
+        "native": "cllip_fast.kernels.sigmoid.native",
+        "torch": "cllip_fast.kernels.sigmoid.tiles",
+    },
+    "patch_text": {
+        "triton": "cllip_fast.kernels.patch_text.triton",
+        "torch": "cllip_fast.kernels.patch_text.tiles",
+    },
+    "localize": {
+        "triton": "cllip_fast.kernels.localize.triton",
+        "torch": "cllip_fast.kernels.localize.tiles",
+    },
 }
 
 
@@ -28,6 +45,8 @@ def check_backend(backend: str, operation: str) -> str:
         raise InputError(f"backend is {backend!r}, which {operation} does not have; expected one of {available}")
     if backend == "native":
         native.check_available()
+    if backend == "triton":
+        extras.require("triton", "backend='triton'")
     return backend
 
 
@@ -36,7 +55,7 @@ def kernels(backend: str, operation: str, device: torch.device | None = None) ->
 
     Args:
         backend: one that `check_backend` accepted.
-        operation: "info_nce", "distill" or "sigmoid".
+        operation: "info_nce", "distill", "sigmoid", "patch_text" or "localize".
         device: of the features, for "auto"; None: a GPU if there is one.
     """
     modules = _MODULES[operation]
@@ -46,7 +65,9 @@ def kernels(backend: str, operation: str, device: torch.device | None = None) ->
 
 
 def _can_run(backend: str, device: torch.device | None) -> bool:
+    kind = device.type if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    if backend == "triton":
+        return kind == "cuda" and extras.probe("triton") is not None
     if backend == "native":
-        on_cpu = not torch.cuda.is_available() if device is None else device.type == "cpu"
-        return on_cpu and native.available()
+        return kind == "cpu" and native.available()
     return True

@@ -6,15 +6,10 @@ import torch
 from torch import Tensor
 
 from cllip_fast.exchange import Exchange
-from cllip_fast.kernels.localize.tiles import (
-    other_backward,
-    other_log_sums,
-    own_backward,
-    own_log_sums,
-    own_scores,
-)
 from cllip_fast.kernels.patch_text.exclusions import conflicts
 from cllip_fast.kernels.products import accumulation_dtype, operand
+from cllip_fast.streaming.backends import kernels
+from cllip_fast.streaming.once import differentiable_once
 from cllip_fast.streaming.precision import plain_precision
 
 
@@ -22,12 +17,14 @@ def localization(
     patches: Tensor,
     texts: Tensor,
     logit_scale: Tensor,
-    inside: Tensor,
+    spans: Tensor,
     *,
+    grid: tuple[int, int],
     valid: Tensor,
     ids: Tensor | None = None,
     other_images: bool = False,
     group: str = "",
+    backend: str = "auto",
 ) -> Tensor:
     """The loss of `kernels/localize`: mean over the valid texts of all ranks, a scalar in the accumulation type.
 
@@ -35,25 +32,28 @@ def localization(
         patches: [B, P, D].
         texts: [B, T, D]; those that are not valid must be finite.
         logit_scale: [] or [1], already exponentiated.
-        inside: [B, T, P] bool, at least one patch of each text.
+        spans: [B, T, 4] int32, the patches in the box of each text: `kernels.localize.boxes.patch_spans`.
+        grid: (rows, columns) of patches.
         valid: [B, T] bool.
         ids: [B, T] int64; with `other_images`, images with a text of the same id are left out.
         other_images: the patches of the other local images are wrong answers too.
         group: name from `exchange.group_name`.
+        backend: one that `check_backend` accepted.
 
     Returns:
         [] loss; 0 if no rank has a valid text. Gradients as in `patch_text`.
     """
-    return _forward(patches, texts, logit_scale, inside, valid, ids, other_images, group)[0]
+    return _forward(patches, texts, logit_scale, spans, valid, ids, grid, other_images, group, backend)[0]
 
 
-def _excluded(texts: Tensor, valid: Tensor, ids: Tensor | None) -> Tensor:
-    """[B, B·T] bool: images whose patches are no wrong answers for a text, its own among them."""
-    images = torch.arange(valid.shape[0], device=valid.device)
-    excluded = images[:, None] == images.repeat_interleave(valid.shape[1])
-    if ids is not None:
-        excluded |= conflicts(valid, texts, ids, ids.flatten())
-    return excluded
+def _excluded(texts: Tensor, valid: Tensor, ids: Tensor | None, other_images: bool) -> Tensor | None:
+    """[B, B·T] bool: other images whose patches are no wrong answers for a text; None: all of them."""
+    if not other_images:
+        return None
+    columns = texts.flatten(0, 1)
+    if ids is None:
+        return torch.zeros((valid.shape[0], columns.shape[0]), dtype=torch.bool, device=valid.device)
+    return conflicts(valid, operand(columns), ids, ids.flatten())
 
 
 @torch.library.custom_op("cllip_fast::localization", mutates_args=())
@@ -61,20 +61,20 @@ def _forward(
     patches: Tensor,
     texts: Tensor,
     scale: Tensor,
-    inside: Tensor,
+    spans: Tensor,
     valid: Tensor,
     ids: Tensor | None,
+    grid: list[int],
     other_images: bool,
     group: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> loss [], log-sum-exps inside and outside [2, B, T], weight of a text []."""
     with plain_precision(patches):
         a = scale.reshape(()).to(accumulation_dtype(patches.dtype))
-        log_inside, log_outside = own_log_sums(own_scores(patches, texts), a, inside)
-        if other_images:
-            columns = operand(texts.flatten(0, 1))
-            others = other_log_sums(patches, columns, a, _excluded(columns, valid, ids))
-            log_outside = torch.logaddexp(log_outside, others.view(valid.shape))
+        excluded = _excluded(texts, valid, ids, other_images)
+        log_sums = kernels(backend, "localize", patches.device).log_sums
+        log_inside, log_outside = log_sums(patches, texts, a, spans, tuple(grid), excluded)
         margin = log_outside - log_inside
         losses = torch.logaddexp(margin, torch.zeros_like(margin)).masked_fill_(~valid, 0)
         total = Exchange(group).all_sum(torch.stack([losses.sum(), valid.sum(dtype=a.dtype)]))
@@ -87,11 +87,13 @@ def _(
     patches: Tensor,
     texts: Tensor,
     scale: Tensor,
-    inside: Tensor,
+    spans: Tensor,
     valid: Tensor,
     ids: Tensor | None,
+    grid: list[int],
     other_images: bool,
     group: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = patches.new_empty((), dtype=accumulation_dtype(patches.dtype))
     return loss, loss.new_empty((2, *valid.shape)), torch.empty_like(loss)
@@ -103,13 +105,15 @@ def _backward(
     patches: Tensor,
     texts: Tensor,
     scale: Tensor,
-    inside: Tensor,
+    spans: Tensor,
     valid: Tensor,
     ids: Tensor | None,
     log_sums: Tensor,
     weight: Tensor,
+    grid: list[int],
     other_images: bool,
     group: str,
+    backend: str,
     need_patches: bool,
     need_texts: bool,
     need_scale: bool,
@@ -119,33 +123,24 @@ def _backward(
         exchange = Exchange(group)
         a = scale.reshape(()).to(log_sums.dtype)
         log_inside, log_outside = log_sums
-        pull = (log_outside - log_inside).sigmoid_().mul_(weight).masked_fill_(~valid, 0)
+        # Without the weight, which would drive the gradients of a large batch below what fp16 can hold.
+        pull = (log_outside - log_inside).sigmoid_().masked_fill_(~valid, 0)
         d_patches = log_sums.new_zeros(patches.shape if need_patches else 0)
         d_texts = log_sums.new_zeros(texts.shape if need_texts else 0)
-        d_scale = own_backward(
+        d_scale = kernels(backend, "localize", patches.device).backward(
             patches,
             texts,
-            own_scores(patches, texts),
             a,
-            inside,
+            spans,
+            tuple(grid),
+            _excluded(texts, valid, ids, other_images),
             log_inside,
             log_outside,
             pull,
             d_patches,
             d_texts,
         )
-        if other_images:
-            columns = operand(texts.flatten(0, 1))
-            d_scale += other_backward(
-                patches,
-                columns,
-                a,
-                _excluded(columns, valid, ids),
-                log_outside.flatten(),
-                pull.flatten(),
-                d_patches,
-                d_texts.view(-1, texts.shape[2]) if need_texts else d_texts,
-            )
+        gradient = gradient * weight
         factor = a * exchange.all_sum(gradient)
         if need_scale:
             d_scale = (exchange.all_sum(d_scale) * gradient).to(scale.dtype).reshape(scale.shape)
@@ -162,13 +157,15 @@ def _(
     patches: Tensor,
     texts: Tensor,
     scale: Tensor,
-    inside: Tensor,
+    spans: Tensor,
     valid: Tensor,
     ids: Tensor | None,
     log_sums: Tensor,
     weight: Tensor,
+    grid: list[int],
     other_images: bool,
     group: str,
+    backend: str,
     need_patches: bool,
     need_texts: bool,
     need_scale: bool,
@@ -178,9 +175,9 @@ def _(
 
 
 def _setup(ctx, inputs: tuple, output: tuple) -> None:
-    *tensors, other_images, group = inputs
+    *tensors, grid, other_images, group, backend = inputs
     _, *saved = output
-    ctx.settings = (other_images, group)
+    ctx.settings = (grid, other_images, group, backend)
     ctx.save_for_backward(*tensors, *saved)
     ctx.mark_non_differentiable(*saved)
     ctx.set_materialize_grads(False)
@@ -188,10 +185,11 @@ def _setup(ctx, inputs: tuple, output: tuple) -> None:
 
 def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
     if gradient is None:
-        return (None,) * 8
+        return (None,) * 10
     needs = ctx.needs_input_grad[:3]
     grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
-    return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 5
+    return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 7
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+differentiable_once(_backward)

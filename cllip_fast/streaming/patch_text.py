@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels.block import lengths
-from cllip_fast.kernels.patch_text.tiles import pool_backward, pool_scores, saved_dtype
+from cllip_fast.kernels.patch_text.tiles import saved_dtype
 from cllip_fast.kernels.products import accumulation_dtype, operand
+from cllip_fast.streaming.backends import kernels
 from cllip_fast.streaming.gradients import TextGradients
 from cllip_fast.streaming.patch_walk import NO_PAIR, PatchWalk, exclude
 from cllip_fast.streaming.plan import gathered_buffer
@@ -33,6 +34,7 @@ def patch_text(
     threshold: float | None = None,
     group: str = "",
     chunk_size: int = 0,
+    backend: str = "auto",
 ) -> Tensor:
     """The loss of `kernels/patch_text`, a scalar in the accumulation type, the same on every rank.
 
@@ -47,6 +49,7 @@ def patch_text(
         threshold: an image with a text whose cosine to text j exceeds it is no negative of j; None: no filter.
         group: name from `exchange.group_name`.
         chunk_size: texts (over all ranks) in a chunk; 0: chosen.
+        backend: one that `check_backend` accepted.
 
     Returns:
         [] loss; 0 if no rank has a valid text. Gradients of features are those of the sum of all ranks' losses, that
@@ -65,6 +68,7 @@ def patch_text(
         threshold,
         group,
         chunk_size,
+        backend,
         keep,
     )[0]
 
@@ -82,6 +86,7 @@ def _forward(
     threshold: float | None,
     group: str,
     chunk_size: int,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """-> loss [], pooled and saved [B, W, n], log-sum-exps of rows [B] and columns [W, n], positives' pooled scores
@@ -91,6 +96,7 @@ def _forward(
         counts = exchange.row_counts(texts.flatten(0, 1))
         accumulator = patches.new_empty(0, dtype=accumulation_dtype(patches.dtype))
         walk = PatchWalk(texts, valid, ids, exchange, counts, chunk_size)
+        kernel = kernels(backend, "patch_text", patches.device)
         a = scale.reshape(()).to(accumulator.dtype)
         shape = (patches.shape[0], len(counts), max(counts))
         pooled = accumulator.new_empty(shape)
@@ -104,7 +110,7 @@ def _forward(
         kept = gathered_buffer(walk.texts, shape[1:], keep)
         for chunk in walk.chunks(kept if kept.numel() else None):
             block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)
-            pool_scores(patches, chunk.texts, patch_mask, pool, temperature, block, extra)
+            kernel.pool_scores(patches, chunk.texts, patch_mask, pool, temperature, block, extra)
             positive[chunk.own_rows] = block[walk.positives(chunk)]
             exclude(block, walk, chunk, valid, ids, filter_texts, threshold, patch_mask)
             pooled[:, :, chunk.span] = block.unflatten(1, (shape[1], chunk.span.stop - chunk.span.start))
@@ -149,6 +155,7 @@ def _(
     threshold: float | None,
     group: str,
     chunk_size: int,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     ranks = Exchange(group).world_size
@@ -192,6 +199,7 @@ def _backward(
     temperature: float,
     group: str,
     chunk_size: int,
+    backend: str,
     need_patches: bool,
     need_texts: bool,
     need_scale: bool,
@@ -200,6 +208,7 @@ def _backward(
     with plain_precision(patches):
         exchange = Exchange(group)
         walk = PatchWalk(texts, valid, None, exchange, tuple(counts.tolist()), chunk_size)
+        kernel = kernels(backend, "patch_text", patches.device)
         a = scale.reshape(()).to(pooled.dtype)
         pulls = _margins(walk, row_lse, column_lse, positive * a).sigmoid_().mul_(weight)
         pulls.masked_fill_(~valid.flatten(), 0)
@@ -224,7 +233,7 @@ def _backward(
             d_pooled[walk.positives(chunk)] = d_positive[chunk.own_rows]
             finite[walk.positives(chunk)] = positive[chunk.own_rows]
             d_scale += (d_pooled * finite).sum()
-            pool_backward(
+            kernel.pool_backward(
                 patches,
                 chunk.texts,
                 patch_mask,
@@ -267,6 +276,7 @@ def _(
     temperature: float,
     group: str,
     chunk_size: int,
+    backend: str,
     need_patches: bool,
     need_texts: bool,
     need_scale: bool,
@@ -276,9 +286,9 @@ def _(
 
 
 def _setup(ctx, inputs: tuple, output: tuple) -> None:
-    patches, texts, scale, valid, _, patch_mask, pool, temperature, _, group, chunk_size, _ = inputs
+    patches, texts, scale, valid, _, patch_mask, pool, temperature, _, group, chunk_size, backend, _ = inputs
     _, *saved = output
-    ctx.settings = (pool, temperature, group, chunk_size)
+    ctx.settings = (pool, temperature, group, chunk_size, backend)
     ctx.save_for_backward(patches, texts, scale, valid, patch_mask, *saved)
     ctx.mark_non_differentiable(*saved)
     ctx.set_materialize_grads(False)
@@ -286,10 +296,10 @@ def _setup(ctx, inputs: tuple, output: tuple) -> None:
 
 def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
     if gradient is None:
-        return (None,) * 12
+        return (None,) * 13
     needs = ctx.needs_input_grad[:3]
     grads = _backward(gradient, *ctx.saved_tensors, *ctx.settings, *needs)
-    return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 9
+    return *(value if need else None for value, need in zip(grads, needs, strict=True)), *[None] * 10
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)

@@ -1,0 +1,81 @@
+"""The Triton kernels of patch–text, in Triton's interpreter and on a GPU; `test_triton_budget` compiles them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from cllip_fast.kernels.patch_text import triton_backward, triton_forward
+from cllip_fast.kernels.patch_text.triton_product import tile_for
+from cllip_fast.losses import PatchTextLoss
+from tests.kernels import triton_patch_text_checks as checks
+
+TYPES = [torch.bfloat16, torch.float16, torch.float32]
+SHAPES = [(1, 1, 1, 1), (3, 17, 123, 40), (5, 196, 507, 64), (2, 300, 130, 512), (2, 49, 33, 768), (1, 576, 17, 1536)]
+
+
+def test_in_the_interpreter() -> None:
+    """A process of its own: Triton decides when it is imported whether it interprets."""
+    command = [sys.executable, "-W", "ignore", "-m", checks.__name__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(("patches", "covered"), [(49, 64), (196, 256), (256, 256), (576, 640), (729, 768)])
+def test_the_tile_leaves_few_patches_over(patches: int, covered: int) -> None:
+    texts = torch.empty(1, 8, dtype=torch.float16)
+    for table in (triton_forward.TILES, triton_backward.TILES):
+        tile = tile_for({0: table[90]}, texts, patches)
+        assert -(-patches // tile.patches) * tile.patches == covered
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_kernels(shape: tuple[int, int, int, int], dtype: torch.dtype, masked: bool) -> None:
+    checks.check_max(shape, dtype, "cuda", masked)
+    checks.check_softmax(shape, dtype, "cuda", masked, 0.1)
+
+
+@pytest.mark.gpu
+def test_extremes_and_layouts() -> None:
+    checks.check_extremes("cuda")
+    checks.check_layouts("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("pool", ["max", "softmax"])
+def test_loss(pool: str, scale: float, dtype: torch.dtype) -> None:
+    checks.check_loss(pool, scale, dtype, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pool", ["max", "softmax"])
+def test_nothing_waits_for_the_device(pool: str) -> None:
+    v = checks.pairs((4, 50, 70, 64), torch.bfloat16, "cuda", True)
+    checks.backward(v, pool, 0.1, *checks.forward(v, pool))  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        checks.backward(v, pool, 0.1, *checks.forward(v, pool))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_auto_is_triton() -> None:
+    v = checks.pairs((4, 50, 4, 64), torch.bfloat16, "cuda", False)
+    features = v["patches"], v["texts"][:, None], 30.0
+    assert torch.equal(PatchTextLoss()(*features), PatchTextLoss(backend="triton")(*features))
