@@ -14,10 +14,10 @@ from cllip_fast.errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: the command's own, or 2 after a one-line error about bad input."""
-    parser = argparse.ArgumentParser(prog="cllip-fast", description="Tools around CLLIP-Fast: data and plans.")
+    parser = argparse.ArgumentParser(prog="cllip-fast", description="Tools around CLLIP-Fast: data, weights, pictures and plans.")
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_plan):
+    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_show, _add_plan):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -61,6 +61,12 @@ def _add_shards(commands: argparse._SubParsersAction) -> None:
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     from cllip_fast.interchange import add_commands
+
+    add_commands(commands)
+
+
+def _add_show(commands: argparse._SubParsersAction) -> None:
+    from cllip_fast.show.phrases import add_commands
 
     add_commands(commands)
 

@@ -119,6 +119,7 @@ def train(config: Config, world: distributed.World) -> None:
     log.say(f"going on after step {step} of {source}" if source else f"writing to {run}")
     if world.is_main:
         (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+        inputs.tokenizer.save(run / f"tokenizer{inputs.tokenizer.suffix}")
 
     def encode(batch: Batch) -> dict[str, Tensor]:
         with autocast:  # the losses stay outside: they accumulate in fp32 by themselves

@@ -1,0 +1,410 @@
+"""A trained model in other people's code: images, texts and pixel boxes in; unit features, boxes and maps out.
+
+Images go through the decoder, crop and normalisation of the trainer's evaluation, so that the numbers are those which
+the run's metrics were computed from. Boxes are always xyxy in pixels of the image as it is stored: what the crop does
+to them, and undoing it, happens here.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, JpegImagePlugin, PngImagePlugin
+from torch import Tensor
+
+from cllip_fast.data import Tokenizer, load_tokenizer, read_dataset_info
+from cllip_fast.data.crop import Box, Window, choose_window, map_box
+from cllip_fast.data.decode import Decoder, ImageError
+from cllip_fast.data.folders import TOKENIZER_FILE
+from cllip_fast.data.loader import CLIP_MEAN, CLIP_STD
+from cllip_fast.errors import InputError
+from cllip_fast.evaluate.features import unit
+from cllip_fast.evaluate.texts import TextBook
+from cllip_fast.models import CllipModel, ModelConfig
+from cllip_fast.train import checkpoint
+
+Picture = str | Path | Image.Image | np.ndarray
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+
+
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | Path | None = None,
+    attention: str | None = None,
+    batch_size: int = 32,
+) -> TrainedModel:
+    """Load a model that `train/main.py` trained.
+
+    Args:
+        path: a run's folder (its newest checkpoint is taken) or one checkpoint file.
+        device: where to compute; default: a GPU where there is one.
+        dtype: float32, as the trainer evaluates; bfloat16 or float16 compute under autocast. Results are float32.
+        tokenizer: as for `load_tokenizer`; default: `tokenizer.json` in the run's folder, else the one that the run
+            used, where it lay then (relative paths start in the present folder, as they did for the trainer).
+        attention: back end, where the run's is not to be had here, such as "sdpa" for "flash"; default: the run's.
+        batch_size: images encoded at a time.
+
+    Raises:
+        InputError: no checkpoint there, a damaged one, no tokenizer to be found or one of another vocabulary, or a
+            device, type or back end that cannot be used.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, expected at least 1")
+    device = _check_device(device)
+    file = _find_checkpoint(Path(path))
+    state = checkpoint.read(file)
+    run, config = state["config"], ModelConfig.from_dict(state["model_config"])
+    name = tokenizer or _find_tokenizer(file, run)
+    texts = load_tokenizer(name)
+    if texts.vocab_size != config.vocab_size:
+        raise InputError(
+            f"tokenizer {name} has {texts.vocab_size} ids, expected {config.vocab_size} as the model in {file}"
+        )
+    model = CllipModel(replace(config, attention=attention or config.attention))
+    model.load_state_dict(state["model"])
+    return TrainedModel(
+        model.to(device),
+        texts,
+        crop="pad" if run["crop"] == "random" else run["crop"],  # as the trainer evaluates
+        text_length=run["text_length"],
+        region_length=run["region_length"],
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+
+
+class TrainedModel:
+    """A `CllipModel` with its tokenizer and preprocessing, in evaluation mode; made by `load`.
+
+    Where a method takes images, each is a path, a Pillow image or a uint8 array [height, width, 3] (or [height, width],
+    grey), and one image may stand for a list of one; one string may stand for a list of texts. An EXIF orientation is
+    ignored, as in training. Results are float32 on `device`, without graph; features have unit length.
+
+    A path gives exactly the pixels that training sees in a shard. A large JPEG that is handed over decoded differs by
+    rounding, as training decodes it no larger than it needs to.
+
+    Attributes:
+        model: the model itself, for everything else (`model.image_tokens(preprocess(image)[None])`).
+        device: where it is.
+    """
+
+    def __init__(
+        self,
+        model: CllipModel,
+        tokenizer: Tokenizer,
+        *,
+        crop: str = "pad",
+        text_length: int,
+        region_length: int,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+    ) -> None:
+        """As `load`; `crop` is "pad" or "center"; lengths in tokens are those of captions and of phrases."""
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+        self._tokenizer, self._text_length, self._region_length = tokenizer, text_length, region_length
+        self._crop, self._side, self._decoder = crop, model.config.image_size, Decoder()
+        self._dtype, self._batch_size = dtype, batch_size
+        self._padding = np.array([round(255 * value) for value in CLIP_MEAN], dtype=np.uint8)
+        # (pixel / 255 - mean) / std as one multiplication and one addition, like the loader
+        self._scale = torch.tensor([1 / (255 * s) for s in CLIP_STD])[:, None, None]
+        self._shift = torch.tensor([-m / s for m, s in zip(CLIP_MEAN, CLIP_STD, strict=True)])[:, None, None]
+
+    def preprocess(self, image: Picture) -> Tensor:
+        """One image to what the model takes: [3, S, S] float32, cropped or padded and normalised, on the CPU."""
+        return self._see(image).pixels
+
+    def encode_image(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """n images to features [n, E]."""
+        with self._computing():
+            return torch.cat([unit(self.model.pool_image(tokens)) for tokens, _ in self._encode(_as_list(images))])
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """n texts to features [n, E]; what exceeds the run's caption length is cut, as in training."""
+        return self._encode_texts("texts", texts, self._text_length)
+
+    def encode_phrases(self, phrases: str | Sequence[str]) -> Tensor:
+        """n texts of regions to features [n, E], cut at the run's (shorter) region length: to compare with regions."""
+        return self._encode_texts("phrases", phrases, self._region_length)
+
+    def encode_regions(self, images: Picture | Sequence[Picture], boxes: Tensor | np.ndarray | Sequence) -> Tensor:
+        """Regions of n images to features [R, E], image by image in the order of their boxes.
+
+        Args:
+            images: n images.
+            boxes: n of [M_i, 4], or [M, 4] for one image; xyxy in pixels, clipped to what the model sees of the image.
+                R is the sum of the M_i, any of which may be 0.
+
+        Raises:
+            InputError: another number of images and of boxes, or a box that is empty or lies wholly outside what the
+                model sees, which with crop="center" is less than the image.
+        """
+        if not _is_list(images):
+            images, boxes = [images], [boxes]
+        images = _as_list(images)
+        if len(boxes) != len(images):
+            raise InputError(f"boxes are for {len(boxes)} images, expected {len(images)}")
+        features, first = [], 0
+        with self._computing():
+            for tokens, seen in self._encode(images):
+                shares = [self._to_square(view, boxes[first + i], first + i) for i, view in enumerate(seen)]
+                padded = torch.zeros(len(seen), max(1, *map(len, shares)), 4)
+                mask = torch.zeros(padded.shape[:2], dtype=torch.bool)
+                for i, own in enumerate(shares):
+                    mask[i, : len(own)] = True
+                    padded[i, : len(own)] = torch.tensor(own).reshape(-1, 4)
+                regions = self.model.encode_regions(tokens, padded.to(self.device))
+                features.append(unit(regions[mask.to(self.device)]))
+                first += len(seen)
+        return torch.cat(features)
+
+    def ground(self, image: Picture, phrases: str | Sequence[str]) -> Tensor:
+        """Where each of K phrases is in one image: boxes [K, 4], xyxy in pixels, clipped to what the model sees.
+
+        Raises:
+            InputError: the model was trained with --region roi_align, which has no grounding head.
+        """
+        texts = self.encode_phrases(phrases)
+        with self._computing():
+            tokens, (seen,) = next(self._encode([image]))
+            shares = self.model.ground(tokens, texts[None])[0].float()
+        return to_pixels(shares, seen.window, self._side)
+
+    def similarity_map(
+        self, image: Picture, phrases: str | Sequence[str], *, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Cosine of each of K phrases with each patch of one image: [K, h, w], over the square that the model sees.
+
+        Args:
+            image: one image.
+            phrases: K texts.
+            size: width and height, such as the image's own: the maps are then [K, height, width], laid over the whole
+                image without the padding, bilinear between the patches' centres; NaN where the model does not look.
+        """
+        texts = self.encode_phrases(phrases)
+        with self._computing():
+            tokens, (seen,) = next(self._encode([image]))
+            patches = unit(self.model.encode_patches(tokens))[0]
+        with torch.autocast(self.device.type, enabled=False):
+            maps = (texts @ patches.T).unflatten(1, self.model.config.patch_grid)
+        return maps if size is None else lay_over_image(maps, seen.window, self._side, seen.size, size)
+
+    # Insides
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # Not inference_mode: its tensors could not enter a graph, such as that of a head trained on the features.
+        reduced = self._dtype != torch.float32
+        with torch.no_grad(), torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
+            yield
+
+    def _see(self, image: Picture) -> _Seen:
+        data, size = read_picture(image)
+        window = choose_window(self._crop, *size, self._side, seed=0, epoch=0, key="")
+        square = np.empty((self._side, self._side, 3), dtype=np.uint8)
+        try:
+            self._decoder.fill(data, size, window, self._padding, square)
+        except ImageError as error:
+            raise InputError(f"{_name(image)} cannot be used: {error}") from error
+        pixels = torch.from_numpy(square).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return _Seen(pixels.mul_(self._scale).add_(self._shift), window, size)
+
+    def _encode(self, images: Sequence[Picture]) -> Iterator[tuple[Tensor, list[_Seen]]]:
+        """Image tokens [b, T, W] and what was seen, `batch_size` images at a time."""
+        for start in range(0, len(images), self._batch_size):
+            seen = [self._see(image) for image in images[start : start + self._batch_size]]
+            yield self.model.image_tokens(torch.stack([view.pixels for view in seen]).to(self.device)), seen
+
+    def _encode_texts(self, name: str, texts: str | Sequence[str], length: int) -> Tensor:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise InputError(f"{name} is empty, expected at least one text")
+        with self._computing():
+            book = TextBook(self.model, self._tokenizer, length, self.device)
+            numbers = book.number(texts)
+            return book.features()[numbers.to(self.device)]
+
+    def _to_square(self, seen: _Seen, boxes: Tensor | np.ndarray | Sequence, number: int) -> list[Box]:
+        """Boxes in pixels of image `number` as shares of the square, clipped to it."""
+        shares = []
+        for k, box in enumerate(_check_boxes(boxes, number)):
+            share = map_box(tuple(box), seen.window, self._side, min_kept_area=0)
+            if share is None:
+                x0, y0, x1, y1 = seen.window.source
+                raise InputError(
+                    f"boxes: box {k} of image {number}, {box}, lies outside what the model sees of the image of "
+                    f"{seen.size[0]}×{seen.size[1]} pixels: x {x0} to {x1}, y {y0} to {y1} (crop {self._crop!r})"
+                )
+            shares.append(share)
+        return shares
+
+
+class _Seen(NamedTuple):
+    """One image as the model sees it: pixels [3, S, S], what they show of it, and its width and height."""
+
+    pixels: Tensor
+    window: Window
+    size: tuple[int, int]
+
+
+def to_pixels(boxes: Tensor, window: Window, side: int) -> Tensor:
+    """Boxes [..., 4] as shares of the square to pixels of the image, clipped to the window: undoes `map_box`."""
+    (x0, y0, x1, y1), (left, top, right, bottom) = window
+    x_scale, y_scale = (x1 - x0) / (right - left), (y1 - y0) / (bottom - top)
+    exact = {"dtype": torch.float64, "device": boxes.device}
+    corner, scale = torch.tensor([left, top] * 2, **exact), torch.tensor([x_scale, y_scale] * 2, **exact)
+    low, high = torch.tensor([x0, y0] * 2, **exact), torch.tensor([x1, y1] * 2, **exact)
+    return ((boxes.double() * side - corner) * scale + low).clamp(low, high).float()
+
+
+def lay_over_image(
+    maps: Tensor, window: Window, side: int, image_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Maps [K, h, w] over the square to [K, height, width] over the whole image, NaN outside the window.
+
+    Args:
+        maps: one value a patch.
+        window: what the square shows of the image.
+        side: of the square, in pixels.
+        image_size, size: width and height of the image and of the result.
+    """
+    (x0, y0, x1, y1), (left, top, right, bottom) = window
+    places, inside = [], []
+    for length, pixels, low, high, start, end in (
+        (size[0], image_size[0], x0, x1, left, right),
+        (size[1], image_size[1], y0, y1, top, bottom),
+    ):
+        centres = (torch.arange(length, device=maps.device) + 0.5) * (pixels / length)
+        inside.append((centres > low) & (centres < high))
+        in_square = start + (centres - low) * ((end - start) / (high - low))
+        places.append(2 * in_square / side - 1)  # -1 to 1, edge to edge
+    grid = torch.stack(torch.meshgrid(*places, indexing="xy"), dim=-1)
+    laid = F.grid_sample(maps[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+    return laid.masked_fill(~(inside[1][:, None] & inside[0]), math.nan)
+
+
+def _find_checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = checkpoint.stored(path / "checkpoints")
+    if not found:
+        raise InputError(f"{path} has no checkpoints/step_*.pt, expected the folder of a run or a checkpoint file")
+    return found[-1]
+
+
+def _find_tokenizer(file: Path, run: dict[str, object]) -> str | Path:
+    """The tokenizer of the run with these options, whose checkpoint is `file`."""
+    own = file.absolute().parent.parent / TOKENIZER_FILE
+    if own.is_file():
+        return own
+    if run["tokenizer"]:
+        return run["tokenizer"]
+    data = run["scenes_dir"] if run["train_data"] == "scenes" else run["train_data"]
+    try:
+        found = read_dataset_info(data).tokenizer_path
+    except InputError as error:
+        raise InputError(f"the tokenizer of {file} is not found, name it with tokenizer: {error}") from error
+    if found is None:
+        raise InputError(f"the tokenizer of {file} is not found, name it with tokenizer: none lies beside {data}")
+    return found
+
+
+def _check_device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        known = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}, expected such as cpu, cuda or cuda:1") from error
+    if known.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {str(device)!r}, but PyTorch sees no GPU here")
+    return known
+
+
+def _is_list(images: Picture | Sequence[Picture]) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim == 4
+    return isinstance(images, Sequence) and not isinstance(images, str)
+
+
+def _as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
+    images = list(images) if _is_list(images) else [images]
+    if not images:
+        raise InputError("images is empty, expected at least one image")
+    return images
+
+
+def _check_boxes(boxes: Tensor | np.ndarray | Sequence, number: int) -> list[list[float]]:
+    """The boxes of image `number` as plain numbers."""
+    if isinstance(boxes, Tensor):
+        boxes = boxes.detach().cpu()
+    try:
+        values = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"boxes of image {number} are not numbers: {error}") from error
+    if values.size == 0:
+        return []
+    if values.ndim != 2 or values.shape[1] != 4:
+        raise InputError(f"boxes of image {number} have shape {list(values.shape)}, expected [M, 4]")
+    for k, (x0, y0, x1, y1) in enumerate(values.tolist()):
+        if not (x0 < x1 and y0 < y1 and math.isfinite(x1 - x0) and math.isfinite(y1 - y0)):
+            raise InputError(f"boxes: box {k} of image {number} is {[x0, y0, x1, y1]}, expected x0 < x1 and y0 < y1")
+    return values.tolist()
+
+
+def _name(image: Picture) -> str:
+    return f"image {image}" if isinstance(image, (str, Path)) else f"the image ({type(image).__name__})"
+
+
+def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of a JPEG or PNG file, which is what the trainer's decoder takes, and the width and height in it.
+
+    Raises:
+        InputError: a path that cannot be read, an array that is no uint8 image, or something else than an image.
+    """
+    try:
+        if isinstance(image, (str, Path)):
+            data = Path(image).read_bytes()
+            with Image.open(io.BytesIO(data)) as picture:
+                if isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile)):
+                    return data, picture.size
+                return _to_png(picture), picture.size
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+                shape = list(image.shape)
+                raise InputError(f"the image is {image.dtype} {shape}, expected uint8 [height, width, 3]")
+            image = Image.fromarray(np.ascontiguousarray(image))
+        if not isinstance(image, Image.Image):
+            raise InputError(
+                f"the image is of type {type(image).__name__}, expected a path, a Pillow image or a uint8 array"
+            )
+        if 0 in image.size:
+            raise InputError(f"the image has size {image.width}×{image.height}, expected at least one pixel")
+        return _to_png(image), image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNGs
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{_name(image)} cannot be read: {reason}") from error
+
+
+def _to_png(picture: Image.Image) -> bytes:
+    """Pixels as a file, uncompressed, so that all images take the decoder's one way to RGB and to the square."""
+    file = io.BytesIO()
+    picture = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+    picture.save(file, "PNG", compress_level=0)
+    return file.getvalue()

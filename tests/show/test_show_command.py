@@ -1,0 +1,85 @@
+"""`cllip-fast show`: the map and the box of each phrase lie where the model put them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cllip_fast.errors import InputError
+from cllip_fast.inference import TrainedModel
+from cllip_fast.show import phrases
+from cllip_fast.show.canvas import INK, PALETTE
+from cllip_fast.show.heat import colour_map
+from tests.saved_run import save_run
+
+BOX = (75.0, 55.0, 225.0, 165.0)  # of the picture of 300×220 pixels
+PANEL = (384, 282)
+
+
+def show(*arguments: str | Path) -> None:
+    parser = argparse.ArgumentParser()
+    phrases.add_commands(parser.add_subparsers())
+    options = parser.parse_args(["show", *map(str, arguments)])
+    options.run(options)
+
+
+def test_the_picture_shows_maps_and_boxes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = save_run(tmp_path), tmp_path / "deep" / "out.png"
+    asked = []
+
+    def planted_map(self: TrainedModel, image: Path, texts: list[str], *, size: tuple[int, int]) -> torch.Tensor:
+        asked.extend(texts)
+        maps = torch.zeros(len(texts), size[1], size[0])
+        maps[:, :, : size[0] // 2] = 0.5  # the left half is similar,
+        maps[:, :20] = torch.nan  # and the model does not see the upper edge
+        return maps
+
+    monkeypatch.setattr(TrainedModel, "similarity_map", planted_map)
+    monkeypatch.setattr(TrainedModel, "ground", lambda self, image, texts: torch.tensor([BOX] * len(texts)))
+    texts = ["red circle", "blue star", "green ring", "a fourth phrase"]
+    image = tmp_path / "data" / "wide.jpg"
+    show(image, *texts, "--checkpoint", run, "--out", out, "--device", "cpu")
+    assert capsys.readouterr().out == f"{out}\n"
+    assert asked == texts
+
+    picture = np.asarray(Image.open(out)).astype(int)
+    width, height = PANEL[0] + phrases.GAP, PANEL[1] + phrases.TITLE_HEIGHT + phrases.GAP
+    assert picture.shape == (2 * height + phrases.GAP, 3 * width + phrases.GAP, 3)
+    photo = np.asarray(Image.open(image).convert("RGB").resize(PANEL, Image.Resampling.BICUBIC).convert("L"))
+    for k in range(4):
+        left = phrases.GAP + k % 3 * width
+        top = phrases.GAP + k // 3 * height + phrases.TITLE_HEIGHT
+        panel = picture[top : top + PANEL[1], left : left + PANEL[0]]
+        x0, y0, x1, y1 = (round(value * (PANEL[i % 2] - 1) / (300, 220)[i % 2]) for i, value in enumerate(BOX))
+        assert (panel[y0, x0 + 3 : x1 - 3] == PALETTE[k]).all()
+        assert (panel[y0 + 3 : y1 - 3, x1] == PALETTE[k]).all()
+        assert (panel[y0 - 1, x0 + 3 : x1 - 3] == INK).all()
+        for row, column, value in ((150, 30, 1.0), (150, 350, 0.0), (10, 30, 0.0)):
+            expected = 0.38 * photo[row, column] + 0.62 * colour_map(np.array(value))
+            assert np.abs(panel[row, column] - expected).max() <= 2
+        title = picture[top - phrases.TITLE_HEIGHT : top - 4, left : left + PANEL[0]]
+        assert (np.abs(title - PALETTE[k]).sum(-1) == 0).any(), "the swatch has the box's colour"
+        assert (title.sum(-1) < 150).sum() > 50, "and there is text"
+
+
+def test_a_model_that_cannot_ground_shows_maps_alone(tmp_path: Path) -> None:
+    run = save_run(tmp_path, region="roi_align", crop="center")
+    show(tmp_path / "data" / "tall.jpg", "red circle", "--checkpoint", run, "--out", tmp_path / "out.png")
+    picture = np.asarray(Image.open(tmp_path / "out.png"))
+    panel = picture[phrases.GAP + phrases.TITLE_HEIGHT : -phrases.GAP]
+    assert not (panel == PALETTE[0]).all(-1).any()
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    with pytest.raises(InputError, match=r"nowhere\.jpg cannot be read"):
+        show(tmp_path / "nowhere.jpg", "red", "--checkpoint", run, "--out", tmp_path / "out.png")
+    with pytest.raises(InputError, match="cannot be written"):
+        show(tmp_path / "data" / "wide.jpg", "red", "--checkpoint", run, "--out", tmp_path / "out.abc")
