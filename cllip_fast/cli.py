@@ -14,7 +14,9 @@ from cllip_fast.errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: the command's own, or 2 after a one-line error about bad input."""
-    parser = argparse.ArgumentParser(prog="cllip-fast", description="Tools around CLLIP-Fast: data, weights, pictures and plans.")
+    parser = argparse.ArgumentParser(
+        prog="cllip-fast", description="Tools around CLLIP-Fast: data, weights, pictures and plans."
+    )
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_show, _add_plan):

@@ -1,8 +1,8 @@
 """The native CPU kernels: finds the library that `kernels/csrc` is built into, and calls it on blocks of scores.
 
 The library takes a whole block of scores, in fp32: products, exclusions, exponentials, sums and gradients, strip by
-strip in the CPU's caches. Nothing is loaded before the first call. The environment variable CLLIP_INSTRUCTION_SET
-chooses among "avx512", "avx2" and "portable"; unset, it is the best one that the CPU has.
+strip in the CPU's caches; patch scores image by image. Nothing is loaded before the first call. The environment
+variable CLLIP_INSTRUCTION_SET chooses among "avx512", "avx2" and "portable"; unset, it is the best that the CPU has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.kernels.block import Block
 
 LIBRARY = Path(__file__).with_name("libcllip_native.so")
-ABI_VERSION = 3
+ABI_VERSION = 4
 """CLLIP_ABI_VERSION of `csrc/cllip_native.h`."""
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
@@ -68,11 +68,33 @@ class _Block(Structure):
     )
 
 
+class _Patches(Structure):
+    _fields_ = (
+        ("patches", c_void_p),
+        ("image_count", c_int64),
+        ("patch_count", c_int64),
+        ("image_stride", c_int64),
+        ("patch_stride", c_int64),
+        ("texts", c_void_p),
+        ("text_count", c_int64),
+        ("text_stride", c_int64),
+        ("width", c_int64),
+        ("patch_valid", c_void_p),
+        ("d_patches", c_void_p),
+        ("d_texts", c_void_p),
+    )
+
+
+_TABLE = (c_void_p, c_int64)
 _SIGNATURES = {
-    "cllip_info_nce_forward": (c_void_p,) * 5,
-    "cllip_info_nce_backward": (c_void_p, c_void_p, c_float, c_int, c_int, c_void_p),
-    "cllip_sigmoid_forward": (c_float, POINTER(c_double)),
-    "cllip_sigmoid_backward": (c_float, POINTER(c_double), POINTER(c_double)),
+    "cllip_info_nce_forward": (POINTER(_Block), *(c_void_p,) * 5),
+    "cllip_info_nce_backward": (POINTER(_Block), c_void_p, c_void_p, c_float, c_int, c_int, c_void_p),
+    "cllip_sigmoid_forward": (POINTER(_Block), c_float, POINTER(c_double)),
+    "cllip_sigmoid_backward": (POINTER(_Block), c_float, POINTER(c_double), POINTER(c_double)),
+    "cllip_max_pool": (POINTER(_Patches), *_TABLE, *_TABLE, c_int),
+    "cllip_max_pool_backward": (POINTER(_Patches), *_TABLE, c_int, *_TABLE),
+    "cllip_softmax_pool": (POINTER(_Patches), c_float, *_TABLE, *_TABLE),
+    "cllip_softmax_pool_backward": (POINTER(_Patches), c_float, *_TABLE, *_TABLE, *_TABLE),
 }
 _ERRORS = {1: "out of memory", 2: "no such instruction set"}
 
@@ -144,7 +166,6 @@ def call(
             None) for pointers.
         d_rows, d_columns: accumulators, contiguous; None or one with 0 elements is not wanted.
     """
-    name = f"cllip_{function}"
     rows, columns = _last_contiguous(rows), _last_contiguous(columns)
     held: list[Tensor] = []
     problem = _Block(
@@ -157,13 +178,66 @@ def call(
         rows.shape[1],
         scale.item(),
         _exclusions(block, held),
-        *(None if each is None or not each.numel() else each.data_ptr() for each in (d_rows, d_columns)),
+        *map(_accumulator, (d_rows, d_columns)),
     )
+    _run(function, problem, arguments)
+
+
+def call_patches(
+    function: str,
+    patches: Tensor,
+    texts: Tensor,
+    patch_mask: Tensor | None,
+    *arguments: object,
+    d_patches: Tensor | None = None,
+    d_texts: Tensor | None = None,
+) -> None:
+    """Run `function` of `csrc/cllip_native.h` on the scores of patches [B, P, D] and texts [t, D].
+
+    Args:
+        function: its name without the prefix "cllip_".
+        patches, texts, patch_mask: fp32, see `kernels/patch_text/tiles.py`.
+        arguments: what the C function takes between these and the instruction set; tables come from `table`.
+        d_patches, d_texts: accumulators, contiguous; None or one with 0 elements is not wanted.
+    """
+    patches, texts = _last_contiguous(patches), _last_contiguous(texts)
+    valid = None if patch_mask is None else patch_mask.contiguous()
+    problem = _Patches(
+        patches.data_ptr(),
+        *patches.shape[:2],
+        *patches.stride()[:2],
+        texts.data_ptr(),
+        texts.shape[0],
+        texts.stride(0),
+        texts.shape[1],
+        None if valid is None else valid.data_ptr(),
+        *map(_accumulator, (d_patches, d_texts)),
+    )
+    _run(function, problem, arguments)
+
+
+def table(values: Tensor) -> tuple[int, int]:
+    """[n, m] as the library takes it: its address and the elements from row to row.
+
+    Raises:
+        ValueError: a row's elements are not next to each other.
+    """
+    if values.shape[1] > 1 and values.stride(1) != 1:
+        raise ValueError(f"a table has strides {values.stride()}, expected neighbours in the last dimension")
+    return values.data_ptr(), values.stride(0)
+
+
+def _run(function: str, problem: Structure, arguments: tuple[object, ...]) -> None:
+    name = f"cllip_{function}"
     pointers = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
     chosen = INSTRUCTION_SETS.index(instruction_set())
     error = getattr(_library(), name)(byref(problem), *pointers, chosen, torch.get_num_threads())
     if error:
         raise RuntimeError(f"{name} failed: {_ERRORS.get(error, error)}")
+
+
+def _accumulator(values: Tensor | None) -> int | None:
+    return None if values is None or not values.numel() else values.data_ptr()
 
 
 def _exclusions(block: Block, held: list[Tensor]) -> _Exclusions:
@@ -197,7 +271,7 @@ def _exclusions(block: Block, held: list[Tensor]) -> _Exclusions:
 
 
 def _last_contiguous(features: Tensor) -> Tensor:
-    return features if features.stride(1) == 1 else features.contiguous()
+    return features if features.stride(-1) == 1 else features.contiguous()
 
 
 def _library() -> ctypes.CDLL:
@@ -218,6 +292,6 @@ def _load(path: Path) -> ctypes.CDLL | str:
     if version != ABI_VERSION:
         return f"{path} has interface version {version}, this package needs {ABI_VERSION}: install it again"
     for name, arguments in _SIGNATURES.items():
-        getattr(library, name).argtypes = (POINTER(_Block), *arguments, c_int, c_int)
+        getattr(library, name).argtypes = (*arguments, c_int, c_int)
     library.cllip_apply.argtypes = (c_void_p, c_int64, c_int, c_int)
     return library

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cllip_fast.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ class World:
         votes = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return bool(votes.item())
+
+    def from_main(self, function: Callable[[], T]) -> T:
+        """What `function` returns on the main rank, or its `InputError`, on every rank: all go on from the same."""
+        if self.group is None:
+            return function()
+        answer: list[object] = [None, None]  # result, message
+        if self.is_main:
+            try:
+                answer[0] = function()
+            except InputError as error:
+                answer[1] = str(error)
+        dist.broadcast_object_list(answer, src=0, group=self.group)
+        result, message = answer
+        if message is not None:
+            raise InputError(message)
+        return result
 
 
 @contextmanager

@@ -9,7 +9,7 @@
     torchrun --standalone train/main.py --resume latest                        # go on after an interruption
 
 Writes runs/<name>/: config.json, log.jsonl, checkpoints/, results.json, curves.png, sheet_<split>.png.
-SIGTERM saves a checkpoint and ends with exit code 0.
+SIGTERM saves a checkpoint and ends with exit code 0; SIGUSR1, to rank 0, saves one and goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from cllip_fast.train.evaluation import Evaluation
 from cllip_fast.train.inputs import create_inputs
 from cllip_fast.train.logs import RunLog
 from cllip_fast.train.optimizer import create_optimizer, freeze_towers, learning_rate, set_learning_rate
-from cllip_fast.train.signals import StopRequest
+from cllip_fast.train.signals import SaveRequest, StopRequest
 
 
 def build_model(config: Config, vocab_size: int) -> CllipModel:
@@ -81,7 +81,8 @@ def logit_scales(model: CllipModel) -> dict[str, float]:
 
 
 def train(config: Config, world: distributed.World) -> None:
-    began, run, stop = time.perf_counter(), Path(config.logs_dir) / config.name, StopRequest()
+    began, run = time.perf_counter(), Path(config.logs_dir) / config.name
+    stop, save = StopRequest(), SaveRequest()
     if world.is_main:
         kind = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
         print(f"CLLIP-Fast {__version__}, torch {torch.__version__}, {world.size} x {kind}")
@@ -97,12 +98,14 @@ def train(config: Config, world: distributed.World) -> None:
     loss = build_loss(config, world)
     optimizer = create_optimizer(model, config)
     checkpoints = checkpoint.Checkpoints(run / "checkpoints", config, model, optimizer, inputs.train)
-    step, source = 0, checkpoint.find(config.resume, checkpoints.folder)
+    step, source = 0, world.from_main(lambda: checkpoint.find(config.resume, checkpoints.folder))
     earlier = None
     if source:
         step = checkpoints.restore(source)
     elif world.is_main:
         earlier = checkpoint.set_aside(run)
+    if world.is_main:
+        checkpoints.prepare()
     bf16 = config.precision == "amp_bf16" or (config.precision == "auto" and world.device.type == "cuda")
     autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -164,8 +167,13 @@ def train(config: Config, world: distributed.World) -> None:
                 raise InputError(f"most gradients since step {step - config.log_every_n_steps} are not finite; "
                                  f"the last batch was {', '.join(batches[-1].keys)}")  # fmt: skip
         stopping = world.any(bool(stop)) if interval or world.size == 1 else False
-        if world.is_main and (stopping or at_end or step % config.save_frequency == 0):
-            checkpoints.save(step)
+        if world.is_main and (save.take() or stopping or at_end or step % config.save_frequency == 0):
+            try:
+                checkpoints.save(step)
+            except InputError as error:  # the earlier ones are whole; only the save that ends a run must succeed
+                if stopping or at_end:
+                    raise
+                log.say(f"warning: {error}; the run goes on")
         if stopping and not at_end:
             log.say(f"stopped by {stop.signal or 'another rank'} after step {step}; --resume latest goes on")
             break

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C become a request to stop after the current step."""
+"""Signals become requests that the training loop reads: SIGTERM and Ctrl-C to stop, SIGUSR1 to save and go on."""
 
 from __future__ import annotations
 
@@ -20,3 +20,19 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+
+class SaveRequest:
+    """SIGUSR1 asks for a checkpoint after the current step; the main rank's is the one that counts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGUSR1, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def take(self) -> bool:
+        """Whether a signal came since the last call."""
+        asked, self.asked = self.asked, False
+        return asked

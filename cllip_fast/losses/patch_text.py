@@ -33,7 +33,7 @@ class PatchTextLoss(nn.Module):
         filter_threshold: image i is no negative for text j of another image if a valid text of image i has a cosine
             above this to text j; no gradient flows through the test. None: no filter.
         group: process group over which the batch is spread; None: this process alone.
-        backend: "auto", "triton" or "torch".
+        backend: "auto", "triton", "native" or "torch".
         chunk_size: texts (over all ranks) walked at a time; None: chosen. Has no effect on the result.
 
     Raises:

@@ -28,6 +28,7 @@ _MODULES = {
     },
     "patch_text": {
         "triton": "cllip_fast.kernels.patch_text.triton",
+        "native": "cllip_fast.kernels.patch_text.native",
         "torch": "cllip_fast.kernels.patch_text.tiles",
     },
     "localize": {

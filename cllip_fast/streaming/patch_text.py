@@ -16,6 +16,7 @@ from cllip_fast.kernels.patch_text.tiles import saved_dtype
 from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.backends import kernels
 from cllip_fast.streaming.gradients import TextGradients
+from cllip_fast.streaming.once import differentiable_once
 from cllip_fast.streaming.patch_walk import NO_PAIR, PatchWalk, exclude
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
@@ -89,8 +90,8 @@ def _forward(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss [], pooled and saved [B, W, n], log-sum-exps of rows [B] and columns [W, n], positives' pooled scores
-    [B·T], weight of a text [], counts [W] (CPU), kept texts."""
+    """-> loss [], pooled and saved [B, W·n] chunk after chunk, log-sum-exps of rows [B] and columns [W, n], positives'
+    pooled scores [B·T], weight of a text [], counts [W] (CPU), kept texts."""
     with plain_precision(patches):
         exchange = Exchange(group)
         counts = exchange.row_counts(texts.flatten(0, 1))
@@ -98,26 +99,24 @@ def _forward(
         walk = PatchWalk(texts, valid, ids, exchange, counts, chunk_size)
         kernel = kernels(backend, "patch_text", patches.device)
         a = scale.reshape(()).to(accumulator.dtype)
-        shape = (patches.shape[0], len(counts), max(counts))
-        pooled = accumulator.new_empty(shape)
-        saved = patches.new_empty(shape, dtype=saved_dtype(pool, patches))
+        shape = (len(counts), max(counts))
+        pooled = accumulator.new_empty(patches.shape[0], shape[0] * shape[1])
+        saved = patches.new_empty(pooled.shape, dtype=saved_dtype(pool, patches))
         positive = accumulator.new_empty(walk.texts.shape[0])
-        row_lse = accumulator.new_full((shape[0],), NO_PAIR)
-        column_lse = accumulator.new_empty(shape[1:])
+        row_lse = accumulator.new_full((patches.shape[0],), NO_PAIR)
+        column_lse = accumulator.new_empty(shape)
         filter_texts = None
         if threshold is not None:
             filter_texts = operand((walk.texts / lengths(walk.texts)[:, None]).to(texts.dtype)).view(texts.shape)
-        kept = gathered_buffer(walk.texts, shape[1:], keep)
+        kept = gathered_buffer(walk.texts, shape, keep)
         for chunk in walk.chunks(kept if kept.numel() else None):
             block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)
             kernel.pool_scores(patches, chunk.texts, patch_mask, pool, temperature, block, extra)
             positive[chunk.own_rows] = block[walk.positives(chunk)]
             exclude(block, walk, chunk, valid, ids, filter_texts, threshold, patch_mask)
-            pooled[:, :, chunk.span] = block.unflatten(1, (shape[1], chunk.span.stop - chunk.span.start))
-            saved[:, :, chunk.span] = extra.unflatten(1, (shape[1], chunk.span.stop - chunk.span.start))
             logits = block * a
             row_lse = torch.logaddexp(row_lse, logits.logsumexp(1))
-            column_lse[:, chunk.span] = logits.logsumexp(0).view(shape[1], -1)
+            column_lse[:, chunk.span] = logits.logsumexp(0).view(shape[0], -1)
         positive.masked_fill_(~valid.flatten(), 0)
         column_lse = _over_ranks(exchange, column_lse)
 
@@ -140,6 +139,11 @@ def _margins(walk: PatchWalk, row_lse: Tensor, column_lse: Tensor, logits: Tenso
     """[2, B·T]: how far the negatives (of the text, of its image) exceed each of this rank's positives."""
     columns = column_lse[walk.exchange.rank, : logits.shape[0]]
     return torch.stack([columns, row_lse[walk.image_of]]).sub_(logits)
+
+
+def _softmax_part(logits: Tensor, lse: Tensor, weight: Tensor) -> Tensor:
+    """weight · e^(logits − lse), in the memory of `logits`."""
+    return logits.sub_(lse).exp_().mul_(weight)
 
 
 @_forward.register_fake
@@ -165,13 +169,13 @@ def _(
         longest = torch.library.get_ctx().new_dynamic_size()
         kept = torch.library.get_ctx().new_dynamic_size() if keep else 0
     loss = patches.new_empty((), dtype=accumulation_dtype(patches.dtype))
-    shape = (patches.shape[0], ranks, longest)
+    shape = (patches.shape[0], ranks * longest)
     return (
         loss,
         loss.new_empty(shape),
         loss.new_empty(shape, dtype=saved_dtype(pool, patches)),
         loss.new_empty(shape[0]),
-        loss.new_empty(shape[1:]),
+        loss.new_empty(ranks, longest),
         loss.new_empty(valid.numel()),
         torch.empty_like(loss),
         torch.empty(ranks, dtype=torch.int64, device="cpu"),
@@ -220,15 +224,14 @@ def _backward(
         column_lse = column_lse.masked_fill(column_lse == NO_PAIR, 0)
 
         d_patches = pooled.new_zeros(patches.shape if need_patches else 0)
-        d_texts = TextGradients(exchange, walk.counts, texts.shape[2], pooled, need_texts)
+        d_texts = TextGradients(exchange, walk.counts, texts.shape[2], pooled, need_texts, texts.dtype)
         d_scale = pooled.new_zeros(())
         factor = a * exchange.all_sum(gradient)
         for chunk in walk.chunks(kept if kept.numel() else None, again=True):
             block = walk.block(pooled, chunk)
-            logits = block * a
-            by_row = (logits - row_lse[:, None]).exp_().mul_(row_weight[:, None])
-            d_pooled = logits.sub_(column_lse[:, chunk.span].flatten()).exp_()
-            d_pooled.mul_(column_weight[:, chunk.span].flatten()).add_(by_row)
+            of_columns = (each[:, chunk.span].flatten() for each in (column_lse, column_weight))
+            d_pooled = _softmax_part(block * a, row_lse[:, None], row_weight[:, None])
+            d_pooled += _softmax_part(block * a, *of_columns)
             finite = block.masked_fill(block == NO_PAIR, 0)
             d_pooled[walk.positives(chunk)] = d_positive[chunk.own_rows]
             finite[walk.positives(chunk)] = positive[chunk.own_rows]
@@ -303,3 +306,4 @@ def _gradients(ctx, gradient: Tensor | None, *_: None) -> tuple:
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+differentiable_once(_backward)

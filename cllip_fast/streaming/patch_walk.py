@@ -72,8 +72,9 @@ class PatchWalk:
             )
 
     def block(self, table: Tensor, chunk: Chunk) -> Tensor:
-        """The chunk's columns of `table` [B, W, n], contiguous [B, W·k]."""
-        return table[:, :, chunk.span].flatten(1)
+        """The chunk's columns of `table` [B, W·n], which holds chunk after chunk: a view [B, W·k]."""
+        ranks = self.exchange.world_size
+        return table[:, ranks * chunk.span.start : ranks * chunk.span.stop]
 
     def positives(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """(image, column) of this rank's texts in the chunk."""

@@ -2,6 +2,7 @@
 #include "filter.h"
 #include "info_nce.h"
 #include "kernels.h"
+#include "patch_text.h"
 #include "product.h"
 #include "sigmoid.h"
 #include "vector.h"
@@ -31,5 +32,9 @@ const cllip::Kernels cllip::CLLIP_INSTRUCTION_SET = {
     info_nce_backward,
     sigmoid_forward,
     sigmoid_backward,
+    max_pool,
+    softmax_pool,
+    softmax_pool_backward,
+    add_scaled,
     apply,
 };

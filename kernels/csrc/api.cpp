@@ -1,12 +1,14 @@
 // The C interface: choice of the instruction set, and the operations as the walk runs them.
 #include <cstdlib>
 
+#include "patch_walk.h"
 #include "walk.h"
 
 using cllip::Buffer;
 using cllip::Cut;
 using cllip::Kernels;
 using cllip::Strip;
+using cllip::Tile;
 
 namespace {
 
@@ -41,6 +43,17 @@ int sigmoid(const Kernels& on, const cllip_block& block, float bias, double* los
     const int error = cllip::walk(on, block, cut, threads, false, operate, join);
     std::free(sums);
     return error;
+}
+
+// Padding of an image's patches.
+const uint8_t* valid_of(const cllip_patches& given, int64_t image) {
+    return cllip::moved(given.patch_valid, image * given.patch_count);
+}
+
+cllip_patches without_gradients(const cllip_patches& given) {
+    cllip_patches only = given;
+    only.d_patches = only.d_texts = nullptr;
+    return only;
 }
 
 }  // namespace
@@ -147,6 +160,49 @@ int cllip_sigmoid_backward(const cllip_block* block, float bias, double* loss, d
                            int threads) {
     const Kernels* on = kernels_of(instruction_set);
     return on ? sigmoid(*on, *block, bias, loss, total, threads) : CLLIP_NO_SUCH_INSTRUCTION_SET;
+}
+
+int cllip_max_pool(const cllip_patches* given, float* pooled, int64_t pooled_stride, void* places, int64_t place_stride,
+                   int place_bytes, int instruction_set, int threads) {
+    const Kernels* on = kernels_of(instruction_set);
+    if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
+    const auto operate = [&](const Tile& tile, int64_t image, int64_t column) {
+        char* of_tile = static_cast<char*>(places) + (image * place_stride + column) * place_bytes;
+        on->max_pool(tile, valid_of(*given, image), pooled + image * pooled_stride + column, {of_tile, place_bytes});
+    };
+    return cllip::walk_patches(*on, without_gradients(*given), threads, operate);
+}
+
+int cllip_max_pool_backward(const cllip_patches* given, const void* places, int64_t place_stride, int place_bytes,
+                            const float* gradient, int64_t gradient_stride, int instruction_set, int threads) {
+    const Kernels* on = kernels_of(instruction_set);
+    if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
+    const cllip::Numbers numbers{const_cast<void*>(places), place_bytes};
+    cllip::scatter_to_best(*on, *given, numbers, place_stride, gradient, gradient_stride, threads);
+    return CLLIP_OK;
+}
+
+int cllip_softmax_pool(const cllip_patches* given, float temperature, float* pooled, int64_t pooled_stride, float* lse,
+                       int64_t lse_stride, int instruction_set, int threads) {
+    const Kernels* on = kernels_of(instruction_set);
+    if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
+    const auto operate = [&](const Tile& tile, int64_t image, int64_t column) {
+        on->softmax_pool(tile, valid_of(*given, image), temperature, pooled + image * pooled_stride + column,
+                         lse + image * lse_stride + column);
+    };
+    return cllip::walk_patches(*on, without_gradients(*given), threads, operate);
+}
+
+int cllip_softmax_pool_backward(const cllip_patches* given, float temperature, const float* pooled,
+                                int64_t pooled_stride, const float* lse, int64_t lse_stride, const float* gradient,
+                                int64_t gradient_stride, int instruction_set, int threads) {
+    const Kernels* on = kernels_of(instruction_set);
+    if (!on) return CLLIP_NO_SUCH_INSTRUCTION_SET;
+    const auto operate = [&](const Tile& tile, int64_t image, int64_t column) {
+        on->softmax_pool_backward(tile, valid_of(*given, image), temperature, pooled + image * pooled_stride + column,
+                                  lse + image * lse_stride + column, gradient + image * gradient_stride + column);
+    };
+    return cllip::walk_patches(*on, *given, threads, operate);
 }
 
 int cllip_apply(float* values, int64_t size, int function, int instruction_set) {

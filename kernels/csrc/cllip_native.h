@@ -1,6 +1,7 @@
 // C interface of the native CPU kernels: a block of scores (local rows × one chunk's columns), its product, what follows
-// it and the products of its gradient, strip by strip in the caches. fp32 only. The maths is in
-// kernels/info_nce/__init__.py and kernels/sigmoid/__init__.py. Loaded by kernels/native.py.
+// it and the products of its gradient, strip by strip in the caches; likewise patch scores, image by image. fp32 only.
+// The maths is in the __init__.py of kernels/info_nce, kernels/sigmoid and kernels/patch_text. Loaded by
+// kernels/native.py.
 #ifndef CLLIP_NATIVE_H
 #define CLLIP_NATIVE_H
 
@@ -17,7 +18,7 @@ extern "C" {
 #endif
 
 // Raised whenever a signature or structure below changes.
-#define CLLIP_ABI_VERSION 3
+#define CLLIP_ABI_VERSION 4
 
 enum { CLLIP_PORTABLE = 0, CLLIP_AVX2 = 1, CLLIP_AVX512 = 2 };
 
@@ -51,6 +52,18 @@ typedef struct {
     float* d_columns;  // [column_count, width], contiguous: += gradientᵀ · rows; null: not wanted
 } cllip_block;
 
+// Patch scores s[i, p, j] = patches[i, p] · texts[j], pooled over the patches p of each image. Strides count elements.
+typedef struct {
+    const float* patches;  // [image_count, patch_count, width]
+    int64_t image_count, patch_count, image_stride, patch_stride;
+    const float* texts;  // [text_count, width]
+    int64_t text_count, text_stride;
+    int64_t width;
+    const uint8_t* patch_valid;  // [image_count, patch_count], contiguous: 0 for padding; null: there is none
+    float* d_patches;  // [image_count, patch_count, width], contiguous, is added to; null: not wanted
+    float* d_texts;    // [text_count, width], likewise
+} cllip_patches;
+
 CLLIP_EXPORT int cllip_abi_version(void);
 
 // Bit k is set if this CPU has instruction set k of the enumeration.
@@ -83,6 +96,28 @@ CLLIP_EXPORT int cllip_sigmoid_forward(const cllip_block* block, float bias, dou
 // The same, with the gradient -z sigmoid(-z l); total += its sum.
 CLLIP_EXPORT int cllip_sigmoid_backward(const cllip_block* block, float bias, double* loss, double* total,
                                         int instruction_set, int threads);
+
+// Tables [image_count, text_count] below come with the elements from row to row; d_patches and d_texts of forward
+// functions are not looked at.
+
+// pooled = max over p; places (of place_bytes 1, 2 or 4 each) = patch_count - (the first best patch), 0 for NaN.
+CLLIP_EXPORT int cllip_max_pool(const cllip_patches* given, float* pooled, int64_t pooled_stride, void* places,
+                                int64_t place_stride, int place_bytes, int instruction_set, int threads);
+
+// Adds the gradients of sum gradient · pooled.
+CLLIP_EXPORT int cllip_max_pool_backward(const cllip_patches* given, const void* places, int64_t place_stride,
+                                         int place_bytes, const float* gradient, int64_t gradient_stride,
+                                         int instruction_set, int threads);
+
+// lse = log of the sum over p of e^(s / temperature); pooled = sum over p of e^(s / temperature - lse) s.
+CLLIP_EXPORT int cllip_softmax_pool(const cllip_patches* given, float temperature, float* pooled, int64_t pooled_stride,
+                                    float* lse, int64_t lse_stride, int instruction_set, int threads);
+
+// Adds the gradients of sum gradient · pooled.
+CLLIP_EXPORT int cllip_softmax_pool_backward(const cllip_patches* given, float temperature, const float* pooled,
+                                             int64_t pooled_stride, const float* lse, int64_t lse_stride,
+                                             const float* gradient, int64_t gradient_stride, int instruction_set,
+                                             int threads);
 
 // values [size] become e^values (function 0) or log(1 + values) (function 1, for 0 <= values <= 1). For tests.
 CLLIP_EXPORT int cllip_apply(float* values, int64_t size, int function, int instruction_set);

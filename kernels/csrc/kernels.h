@@ -34,6 +34,24 @@ struct FilterColumns {
     const float *norms, *rests;
 };
 
+// Integers of 1, 2 or 4 bytes.
+struct Numbers {
+    void* data;
+    int bytes;
+};
+
+static inline void put(const Numbers& numbers, int64_t at, int32_t value) {
+    if (numbers.bytes == 1) static_cast<uint8_t*>(numbers.data)[at] = static_cast<uint8_t>(value);
+    else if (numbers.bytes == 2) static_cast<int16_t*>(numbers.data)[at] = static_cast<int16_t>(value);
+    else static_cast<int32_t*>(numbers.data)[at] = value;
+}
+
+static inline int64_t get(const Numbers& numbers, int64_t at) {
+    return numbers.bytes == 1   ? static_cast<const uint8_t*>(numbers.data)[at]
+           : numbers.bytes == 2 ? static_cast<const int16_t*>(numbers.data)[at]
+                                : static_cast<const int32_t*>(numbers.data)[at];
+}
+
 struct Kernels {
     int64_t panel;  // columns of a right-hand side that lie together: its packed form is [columns / panel, depth, panel]
 
@@ -65,6 +83,15 @@ struct Kernels {
     double (*sigmoid_forward)(const Tile&, const cllip_exclusions&, float bias);
     // Also: the tile becomes the gradient, and `total` its sum.
     double (*sigmoid_backward)(const Tile&, const cllip_exclusions&, float bias, double* total);
+
+    // Pool the rows of each column, an image's patches (valid [rows], null: all), see cllip_max_pool, cllip_softmax_pool.
+    void (*max_pool)(const Tile&, const uint8_t* valid, float* pooled, const Numbers& places);
+    void (*softmax_pool)(const Tile&, const uint8_t* valid, float temperature, float* pooled, float* lse);
+    // The tile becomes the gradient of sum gradient · pooled.
+    void (*softmax_pool_backward)(const Tile&, const uint8_t* valid, float temperature, const float* pooled,
+                                  const float* lse, const float* gradient);
+    // to [size] += factor · from.
+    void (*add_scaled)(const float* from, float factor, int64_t size, float* to);
 
     void (*apply)(float* values, int64_t size, int function);
 };

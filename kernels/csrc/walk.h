@@ -43,8 +43,17 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
 
+// Number of the calling thread in its team.
+inline int64_t this_thread() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
 template <class T>
-const T* moved(const T* pointer, int64_t by) {
+T* moved(T* pointer, int64_t by) {
     return pointer ? pointer + by : nullptr;
 }
 
@@ -145,14 +154,9 @@ int walk(const Kernels& on, const cllip_block& block, const Cut& cut, int thread
                 on.product(block.rows + row * block.row_stride, block.row_stride, width, scores_side.data, block.scale,
                            strip.tile);
                 if (filtered) {
-#ifdef _OPENMP
-                    float* room = cosines.data + omp_get_thread_num() * tile;
-#else
-                    float* room = cosines.data;
-#endif
                     on.filter(strip.tile, strip.excluded,
                               {panel, block.column_stride, scores_side.data, norms.data, norms.data + cut.columns},
-                              width, room);
+                              width, cosines.data + this_thread() * tile);
                 }
                 operate(strip);
                 for (int64_t d = 0; d < (block.d_columns ? width : 0); d += on.panel) {

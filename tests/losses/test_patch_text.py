@@ -44,7 +44,7 @@ def everything_valid(b: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("pool", ["max", "softmax"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (5, 7, 3), (17, 5, 4)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 6, 2), (2, 3, 1), (5, 7, 3), (17, 5, 4)])
 def test_equals_dense(shape: tuple[int, int, int], pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cllip_fast.kernels.patch_text.tiling.CPU_TILE", 60)
     b = batch(*shape)
@@ -68,7 +68,7 @@ def test_equals_dense(shape: tuple[int, int, int], pool: str, monkeypatch: pytes
                     features(b),
                     2.5,
                 )
-                for chunk_size in (None, 5):
+                for chunk_size in (None, 1, 5):
                     loss = PatchTextLoss(
                         pool=pool, pool_temperature=0.2, filter_threshold=threshold, chunk_size=chunk_size
                     )
@@ -113,6 +113,14 @@ def test_gradcheck(pool: str) -> None:
     leaves = [each.requires_grad_() for each in features(b)]
     loss = PatchTextLoss(pool=pool, pool_temperature=0.3, chunk_size=4)
     assert torch.autograd.gradcheck(lambda *each: loss(*each, b["mask"], b["ids"], b["patch_mask"]), leaves)
+
+
+def test_double_backward_is_refused() -> None:
+    inputs = features(batch(3, 4, 2))
+    leaf = inputs[0].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(PatchTextLoss()(leaf, *inputs[1:]), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="cllip_fast::patch_text is differentiable once"):
+        gradient.sum().backward()
 
 
 def test_each_gradient_alone() -> None:
@@ -323,8 +331,8 @@ def test_bad_inputs() -> None:
         PatchTextLoss(filter_threshold=1.5)
     with pytest.raises(InputError, match="chunk_size is -1"):
         PatchTextLoss(chunk_size=-1)
-    with pytest.raises(InputError, match="backend is 'native', which patch_text does not have; expected one of auto"):
-        PatchTextLoss(backend="native")
+    with pytest.raises(InputError, match="backend is 'numpy', expected one of auto, triton, native, torch"):
+        PatchTextLoss(backend="numpy")
     if extras.probe("triton"):
         with pytest.raises(InputError, match="which runs on GPUs only, but the features are on cpu"):
             PatchTextLoss(backend="triton")(v, t, 1.0)

@@ -241,7 +241,7 @@ def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels("auto", "distill", gpu) is kernels("torch", "distill")
     with pytest.raises(InputError, match="backend is 'triton', which distill does not have; expected one of auto"):
         check_backend("triton", "distill")
-    assert kernels("auto", "patch_text", cpu) is kernels("torch", "patch_text")
+    assert kernels("auto", "patch_text", cpu) is kernels(best_on_cpu, "patch_text")
     if extras.probe("triton"):
         assert check_backend("triton", "patch_text") == "triton"
         assert kernels("auto", "patch_text", gpu) is kernels("triton", "patch_text")
