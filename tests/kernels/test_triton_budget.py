@@ -11,7 +11,7 @@ import pytest
 from tests.kernels.ahead_of_time import OPERATIONS, build_all, build_nvidia, document, is_default, operations
 
 KNOWN = {("info_nce forward fp32 padded ids filtered", "sm_90")}
-"""Breaks the budget by 8 bytes spilled in the best of nine tiles; fp32 with every mask. See docs/kernels_info_nce.md."""
+"""Spills 8 bytes in the best of nine tiles: fp32 with every mask, see docs/kernels_info_nce.md."""
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from cllip_fast.data import make_scenes
 from cllip_fast.errors import InputError
+from cllip_fast.models import PRESETS
 from cllip_fast.train import checkpoint, distributed
 from cllip_fast.train.checkpoint import Checkpoints
 from cllip_fast.train.config import Config, parse
@@ -31,7 +32,7 @@ from tests.ranks import on_ranks
 class Small(nn.Linear):
     """A model as far as checkpoints look at one."""
 
-    config = SimpleNamespace(to_dict=lambda: {"width": 8})
+    config = PRESETS["tiny"]
 
 
 class Place:
