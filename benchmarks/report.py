@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.peers import COMPILED
 from cllip_fast.streaming.small import SMALL_ROWS
 
 RESULTS = Path(__file__).with_name("results")
@@ -52,8 +53,8 @@ GOALS: dict[tuple[str, str, float, str], dict[str, float]] = {
     ("siglip", "8192×512", 10.0, "open_clip"): {"time_ratio": 1.7, "peak_ratio": 20},
     ("region", "8192×512", 14.3, "dense, one product"): {"time_ratio": 3.0, "peak_ratio": 30},
     ("region", "8192×512", 14.3, "dense, two products"): {"time_ratio": 3.0, "peak_ratio": 30},
-    ("patch max", "128×196×4×256", 14.3, "einsum"): {"time_ratio": 2.0, "peak_ratio": 30},
-    ("patch softmax", "128×196×4×256", 14.3, "einsum"): {"time_ratio": 2.0, "peak_ratio": 30},
+    ("patch max", "128×196×4×256", 14.0, "einsum"): {"time_ratio": 2.0, "peak_ratio": 30},
+    ("patch softmax", "128×196×4×256", 14.0, "einsum"): {"time_ratio": 2.0, "peak_ratio": 30},
 }
 
 
@@ -115,6 +116,7 @@ def product_limits(benchmarks: Iterable[dict[str, Any]], rate: float | None) -> 
                 "loss": info["loss"],
                 "size": size_of(info),
                 "scale": info["scale"],
+                "best_ratio": limit and best_ratio(info["peers"], limit),
                 "ms": 1e3 * seconds,
                 "useful_gflops": products.useful * product / seconds / 1e9,
                 "products": number,
@@ -124,6 +126,12 @@ def product_limits(benchmarks: Iterable[dict[str, Any]], rate: float | None) -> 
             }
         )
     return rows
+
+
+def best_ratio(peers: dict[str, dict[str, Any]], limit: float) -> float | None:
+    """The fastest eager peer's time / `limit`; None if there is none."""
+    eager = [each["median"] for name, each in peers.items() if not name.startswith(COMPILED)]
+    return min(eager) / limit if eager else None
 
 
 def build(raw: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +178,10 @@ Ratios are peer / ours. `{ALONE}`: not run; 2.5 · N² floats, which OpenCLIP's 
 ## Distance from the product limit
 
 A product is 2 · rows · columns · D operations. Useful: what the loss and its gradients need. Hardware: what our form
-multiplies. Limit: the hardware's products alone, at the rate measured above.
+multiplies. Limit: the hardware's products alone, at the rate measured above; more than 100 % where our strips multiply
+faster than that. `Best ratio`: the eager peer's time (the fastest form that is not compiled) / limit, which no streamed
+form exceeds at that rate: it computes the scores again instead of keeping them, one product more than a dense form has.
+What is lacking to 100 %: exponentials and sums, the filter's look at each bound, and threads that wait for each other.
 
 {table(LIMIT, map(limit_cells, report["product_limits"]))}
 
@@ -182,7 +193,18 @@ COMPARISON = (
     *("loss", "size", "scale", "peer", "ours, ms", "peer, ms", "time ratio"),
     *("peak MiB, ours / peer", "peak ratio", "workspace MiB, ours / peer", "workspace ratio", "goal"),
 )
-LIMIT = ("loss", "size", "scale", "ms", "useful GFLOP/s", "products", "hardware GFLOP/s", "limit, ms", "% of the limit")
+LIMIT = (
+    "loss",
+    "size",
+    "scale",
+    "ms",
+    "useful GFLOP/s",
+    "products",
+    "hardware GFLOP/s",
+    "limit, ms",
+    "% of the limit",
+    "best ratio",
+)
 PRODUCT = ("loss", "useful products", "hardware products", f"hardware, up to {SMALL_ROWS} rows")
 
 
@@ -210,6 +232,7 @@ def limit_cells(row: dict[str, Any]) -> list[str]:
     return [
         *(row["loss"], row["size"], f"{row['scale']:g}", cell(row["ms"]), cell(row["useful_gflops"])),
         *(f"{row['products']:g}", cell(row["hardware_gflops"]), cell(row["limit_ms"]), cell(row["percent_of_limit"])),
+        cell(row["best_ratio"], 2),
     ]
 
 
