@@ -171,7 +171,8 @@ def markdown(report: dict[str, Any]) -> str:
 Forward and backward, fp32, random unit-norm inputs, one process. Every round runs ours and each peer once, the order
 reversed from round to round; times are medians (fastest in brackets). Memory is a fresh process's for each form: `peak`
 above the inputs, `workspace` = peak less the gradients returned.{seen}
-Ratios are peer / ours. `{ALONE}`: not run; 2.5 · N² floats, which OpenCLIP's ClipLoss keeps for backward.
+Ratios are peer / ours. Most of a `patch` row's peak is the gradient of the patches, in every form: compare workspaces.
+`{ALONE}`: not run; 2.5 · N² floats, which OpenCLIP's ClipLoss keeps for backward.
 
 {table(COMPARISON, map(comparison_cells, report["comparisons"]))}
 

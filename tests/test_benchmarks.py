@@ -78,7 +78,9 @@ def test_a_run_and_its_report(tmp_path: Path) -> None:
         "--benchmark-only",
         "-q",
     ]
-    environment = {**os.environ, "CLLIP_BENCH_SHRINK": "128", "OMP_NUM_THREADS": "1"}
+    # Inside one of pytest-xdist's processes, pytest-benchmark would switch itself off.
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**outer, "CLLIP_BENCH_SHRINK": "128", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[1]
     subprocess.run(
         [*run, "-p", "no:cacheprovider", "--benchmark-json", measured], cwd=root, env=environment, check=True

@@ -127,7 +127,7 @@ def check_extremes(device: str) -> None:
 
 
 def check_layouts(device: str) -> None:
-    """The same bits again, alone for either side, for slices of larger tensors and for transposed memory."""
+    """The same bits alone for either side; the same numbers for slices of larger tensors and for transposed memory."""
     v = pairs((2, 5, 19, 20), torch.float32, device, True)
     nothing = torch.empty(0, device=device)
     for pool in ("max", "softmax"):
@@ -144,7 +144,8 @@ def check_layouts(device: str) -> None:
         ):
             moved = v | odd
             values = forward(moved, pool)
-            assert all(map(torch.equal, expected, (*values, *backward(moved, pool, 0.1, *values))))
+            # Library products of another layout may add in another order.
+            torch.testing.assert_close((*values, *backward(moved, pool, 0.1, *values)), expected, rtol=1e-5, atol=1e-5)
 
 
 def check_loss(pool: str, scale: float, dtype: torch.dtype, device: str, images: int = 7) -> None:
