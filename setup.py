@@ -98,7 +98,16 @@ setup(
         "simplejpeg": ["simplejpeg"],
         "onnx": ["onnx", "onnxscript"],
         "hf": ["transformers"],
-        "dev": ["pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist", "ruff", "psutil", "onnxruntime", "regex"],
+        "dev": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "psutil",
+            "onnxruntime",
+            "regex",
+        ],
     },
     entry_points={"console_scripts": ["cllip-fast = cllip_fast.cli:main"]},
 )
