@@ -16,26 +16,28 @@ BACKENDS = ("auto", "triton", "native", "torch")
 # operation -> backend -> module of kernels. A new back end is a line here; "auto" takes the first one that can run.
 _MODULES = {
     "info_nce": {
-        "triton": "cllip_fast.kernels.info_nce.triton",
         "native": "cllip_fast.kernels.info_nce.native",
         "torch": "cllip_fast.kernels.info_nce.tiles",
+        "triton": "cllip_fast.kernels.info_nce.triton",
     },
     "distill": {"torch": "cllip_fast.kernels.info_nce.distill_tiles"},
     "sigmoid": {
-        "triton": "cllip_fast.kernels.sigmoid.triton",
         "native": "cllip_fast.kernels.sigmoid.native",
         "torch": "cllip_fast.kernels.sigmoid.tiles",
+        "triton": "cllip_fast.kernels.sigmoid.triton",
     },
     "patch_text": {
-        "triton": "cllip_fast.kernels.patch_text.triton",
         "native": "cllip_fast.kernels.patch_text.native",
         "torch": "cllip_fast.kernels.patch_text.tiles",
+        "triton": "cllip_fast.kernels.patch_text.triton",
     },
     "localize": {
-        "triton": "cllip_fast.kernels.localize.triton",
         "torch": "cllip_fast.kernels.localize.tiles",
+        "triton": "cllip_fast.kernels.localize.triton",
     },
 }
+# Triton stands last, so that "auto" never takes it: its kernels have not run on a GPU yet. Once their `gpu` tests have
+# passed on one, it goes first.
 
 
 def check_backend(backend: str, operation: str) -> str:
