@@ -63,7 +63,7 @@ class Config:
     patch_weight: float = option(1.0, "losses", "weight of the patch-text loss")
     localization_weight: float = option(1.0, "losses", "weight of the patch localization loss")
 
-    steps: int = option(1100, "optimization", "optimizer steps")
+    steps: int = option(1200, "optimization", "optimizer steps")
     batch_size: int = option(64, "optimization", "images per rank and micro-batch")
     accum_freq: int = option(
         1, "optimization", "micro-batches per step: the gradient of one large batch in the memory of a small one"
