@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_show, _add_plan):
+    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_eval, _add_show, _add_plan):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -63,6 +63,12 @@ def _add_shards(commands: argparse._SubParsersAction) -> None:
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     from cllip_fast.interchange import add_commands
+
+    add_commands(commands)
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    from cllip_fast.evaluate.commands import add_commands
 
     add_commands(commands)
 

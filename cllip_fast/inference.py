@@ -29,6 +29,8 @@ from cllip_fast.data.loader import CLIP_MEAN, CLIP_STD
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.features import unit
 from cllip_fast.evaluate.texts import TextBook
+from cllip_fast.interchange import load_clip
+from cllip_fast.interchange.files import find_weights
 from cllip_fast.models import CllipModel, ModelConfig
 from cllip_fast.train import checkpoint
 
@@ -46,17 +48,23 @@ def load(
     tokenizer: str | Path | None = None,
     attention: str | None = None,
     batch_size: int = 32,
+    model: str = "",
 ) -> TrainedModel:
-    """Load a model that `train/main.py` trained.
+    """Load a model that `train/main.py` trained, or CLIP weights of OpenCLIP or Hugging Face.
+
+    CLIP is shown the centre of an image, as its authors evaluate it, and reads regions by RoIAlign of its last patch
+    tokens, for which it was never trained; it cannot ground.
 
     Args:
-        path: a run's folder (its newest checkpoint is taken) or one checkpoint file.
+        path: a run's folder (its newest checkpoint is taken) or one checkpoint file; or CLIP weights, as for the
+            trainer's --pretrained.
         device: where to compute; default: a GPU where there is one.
         dtype: float32, as the trainer evaluates; bfloat16 or float16 compute under autocast. Results are float32.
         tokenizer: as for `load_tokenizer`; default: `tokenizer.json` in the run's folder, else the one that the run
             used, where it lay then (relative paths start in the present folder, as they did for the trainer).
         attention: back end, where the run's is not to be had here, such as "sdpa" for "flash"; default: the run's.
         batch_size: images encoded at a time.
+        model: preset of CLIP weights that do not tell it; a run knows its own.
 
     Raises:
         InputError: no checkpoint there, a damaged one, no tokenizer to be found or one of another vocabulary, or a
@@ -67,19 +75,28 @@ def load(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected at least 1")
     device = _check_device(device)
+    if not _is_run(Path(path)):
+        clip = load_clip(path, model, attention=attention)
+        length = clip.config.text_length
+        return TrainedModel(
+            clip.to(device),
+            _check_vocabulary(tokenizer or "clip", clip.config, path),
+            crop="center",
+            text_length=length,
+            region_length=length,
+            dtype=dtype,
+            batch_size=batch_size,
+        )
+    if model:
+        raise InputError(f"model is {model!r}, expected none for {path}, a run of the trainer, which knows its own")
     file = _find_checkpoint(Path(path))
     state = checkpoint.read(file)
     run, config = state["config"], ModelConfig.from_dict(state["model_config"])
-    name = tokenizer or _find_tokenizer(file, run)
-    texts = load_tokenizer(name)
-    if texts.vocab_size != config.vocab_size:
-        raise InputError(
-            f"tokenizer {name} has {texts.vocab_size} ids, expected {config.vocab_size} as the model in {file}"
-        )
-    model = CllipModel(replace(config, attention=attention or config.attention))
-    model.load_state_dict(state["model"])
+    texts = _check_vocabulary(tokenizer or _find_tokenizer(file, run), config, file)
+    trained = CllipModel(replace(config, attention=attention or config.attention))
+    trained.load_state_dict(state["model"])
     return TrainedModel(
-        model.to(device),
+        trained.to(device),
         texts,
         crop="pad" if run["crop"] == "random" else run["crop"],  # as the trainer evaluates
         text_length=run["text_length"],
@@ -102,6 +119,7 @@ class TrainedModel:
     Attributes:
         model: the model itself, for everything else (`model.image_tokens(preprocess(image)[None])`).
         device: where it is.
+        tokenizer, text_length, region_length, crop: how it was trained to see texts and images.
     """
 
     def __init__(
@@ -118,8 +136,8 @@ class TrainedModel:
         """As `load`; `crop` is "pad" or "center"; lengths in tokens are those of captions and of phrases."""
         self.model = model.eval()
         self.device = next(model.parameters()).device
-        self._tokenizer, self._text_length, self._region_length = tokenizer, text_length, region_length
-        self._crop, self._side, self._decoder = crop, model.config.image_size, Decoder()
+        self.tokenizer, self.text_length, self.region_length = tokenizer, text_length, region_length
+        self.crop, self._side, self._decoder = crop, model.config.image_size, Decoder()
         self._dtype, self._batch_size = dtype, batch_size
         self._padding = np.array([round(255 * value) for value in CLIP_MEAN], dtype=np.uint8)
         # (pixel / 255 - mean) / std as one multiplication and one addition, like the loader
@@ -132,16 +150,21 @@ class TrainedModel:
 
     def encode_image(self, images: Picture | Sequence[Picture]) -> Tensor:
         """n images to features [n, E]."""
-        with self._computing():
+        with self.computing():
             return torch.cat([unit(self.model.pool_image(tokens)) for tokens, _ in self._encode(_as_list(images))])
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Images [n, 3, S, S] from `preprocess` or a loader to features [n, E]."""
+        with self.computing():
+            return unit(self.model.pool_image(self.model.image_tokens(pixels.to(self.device))))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """n texts to features [n, E]; what exceeds the run's caption length is cut, as in training."""
-        return self._encode_texts("texts", texts, self._text_length)
+        return self._encode_texts("texts", texts, self.text_length)
 
     def encode_phrases(self, phrases: str | Sequence[str]) -> Tensor:
         """n texts of regions to features [n, E], cut at the run's (shorter) region length: to compare with regions."""
-        return self._encode_texts("phrases", phrases, self._region_length)
+        return self._encode_texts("phrases", phrases, self.region_length)
 
     def encode_regions(self, images: Picture | Sequence[Picture], boxes: Tensor | np.ndarray | Sequence) -> Tensor:
         """Regions of n images to features [R, E], image by image in the order of their boxes.
@@ -161,7 +184,7 @@ class TrainedModel:
         if len(boxes) != len(images):
             raise InputError(f"boxes are for {len(boxes)} images, expected {len(images)}")
         features, first = [], 0
-        with self._computing():
+        with self.computing():
             for tokens, seen in self._encode(images):
                 shares = [self._to_square(view, boxes[first + i], first + i) for i, view in enumerate(seen)]
                 padded = torch.zeros(len(seen), max(1, *map(len, shares)), 4)
@@ -181,42 +204,43 @@ class TrainedModel:
             InputError: the model was trained with --region roi_align, which has no grounding head.
         """
         texts = self.encode_phrases(phrases)
-        with self._computing():
+        with self.computing():
             tokens, (seen,) = next(self._encode([image]))
             shares = self.model.ground(tokens, texts[None])[0].float()
         return to_pixels(shares, seen.window, self._side)
 
     def similarity_map(
-        self, image: Picture, phrases: str | Sequence[str], *, size: tuple[int, int] | None = None
+        self, image: Picture, phrases: str | Sequence[str] | Tensor, *, size: tuple[int, int] | None = None
     ) -> Tensor:
         """Cosine of each of K phrases with each patch of one image: [K, h, w], over the square that the model sees.
 
         Args:
             image: one image.
-            phrases: K texts.
+            phrases: K texts, or their features [K, E], of unit length.
             size: width and height, such as the image's own: the maps are then [K, height, width], laid over the whole
                 image without the padding, bilinear between the patches' centres; NaN where the model does not look.
         """
-        texts = self.encode_phrases(phrases)
-        with self._computing():
+        texts = phrases if isinstance(phrases, Tensor) else self.encode_phrases(phrases)
+        with self.computing():
             tokens, (seen,) = next(self._encode([image]))
             patches = unit(self.model.encode_patches(tokens))[0]
         with torch.autocast(self.device.type, enabled=False):
             maps = (texts @ patches.T).unflatten(1, self.model.config.patch_grid)
         return maps if size is None else lay_over_image(maps, seen.window, self._side, seen.size, size)
 
-    # Insides
-
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
+        """No graph, and autocast to the model's type: to use `model` itself in."""
         # Not inference_mode: its tensors could not enter a graph, such as that of a head trained on the features.
         reduced = self._dtype != torch.float32
         with torch.no_grad(), torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
             yield
 
+    # Insides
+
     def _see(self, image: Picture) -> _Seen:
         data, size = read_picture(image)
-        window = choose_window(self._crop, *size, self._side, seed=0, epoch=0, key="")
+        window = choose_window(self.crop, *size, self._side, seed=0, epoch=0, key="")
         square = np.empty((self._side, self._side, 3), dtype=np.uint8)
         try:
             self._decoder.fill(data, size, window, self._padding, square)
@@ -235,8 +259,8 @@ class TrainedModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise InputError(f"{name} is empty, expected at least one text")
-        with self._computing():
-            book = TextBook(self.model, self._tokenizer, length, self.device)
+        with self.computing():
+            book = TextBook(self.model, self.tokenizer, length, self.device)
             numbers = book.number(texts)
             return book.features()[numbers.to(self.device)]
 
@@ -249,7 +273,7 @@ class TrainedModel:
                 x0, y0, x1, y1 = seen.window.source
                 raise InputError(
                     f"boxes: box {k} of image {number}, {box}, lies outside what the model sees of the image of "
-                    f"{seen.size[0]}×{seen.size[1]} pixels: x {x0} to {x1}, y {y0} to {y1} (crop {self._crop!r})"
+                    f"{seen.size[0]}×{seen.size[1]} pixels: x {x0} to {x1}, y {y0} to {y1} (crop {self.crop!r})"
                 )
             shares.append(share)
         return shares
@@ -297,6 +321,29 @@ def lay_over_image(
     grid = torch.stack(torch.meshgrid(*places, indexing="xy"), dim=-1)
     laid = F.grid_sample(maps[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
     return laid.masked_fill(~(inside[1][:, None] & inside[0]), math.nan)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether this is a folder or a checkpoint of the trainer's, not somebody's weights."""
+    if path.is_dir():
+        return find_weights(path) is None
+    if path.suffix == ".safetensors":
+        return False
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # missing, damaged or not by torch: the reader of either kind says what is wrong with it
+        return path.parent.name == "checkpoints"
+    return isinstance(state, dict) and "model_config" in state
+
+
+def _check_vocabulary(name: str | Path, config: ModelConfig, file: str | Path) -> Tokenizer:
+    """The tokenizer `name`, which must have as many ids as the model."""
+    texts = load_tokenizer(name)
+    if texts.vocab_size != config.vocab_size:
+        raise InputError(
+            f"tokenizer {name} has {texts.vocab_size} ids, expected {config.vocab_size} as the model in {file}"
+        )
+    return texts
 
 
 def _find_checkpoint(path: Path) -> Path:

@@ -15,6 +15,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.evaluate.grounding import best_iou
 from cllip_fast.evaluate.pointing import hits, peak_points
 from cllip_fast.evaluate.texts import TextBook
+from cllip_fast.losses.boxes import box_iou
 from cllip_fast.models.cllip import CllipModel
 
 
@@ -27,9 +28,9 @@ class SplitFeatures:
         caption_image, caption_text: [K] int64, one pair for each caption of each image; numbers of `captions`.
         region_features: [R, E], from ground-truth boxes.
         region_phrase: [R] int64, numbers of `phrases`.
-        iou: [Q], of the box predicted for a phrase; None for a model that cannot ground.
+        iou: [Q], of the box predicted for a phrase with the best of its boxes; None for a model that cannot ground.
+        own_iou: [R], of the box predicted for a region's phrase with the region's own box; None likewise.
         hit: [Q] bool, whether the phrase's text-patch map peaks on its object.
-        captions, phrases: the texts.
     """
 
     image_features: Tensor
@@ -38,9 +39,8 @@ class SplitFeatures:
     region_features: Tensor
     region_phrase: Tensor
     iou: Tensor | None
+    own_iou: Tensor | None
     hit: Tensor
-    captions: TextBook
-    phrases: TextBook
 
 
 def phrase_queries(region_phrase: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +86,7 @@ def collect(
     """
     can_ground, grid = model.prompter is not None, model.config.patch_grid
     image_features, caption_image, caption_text = [], [], []
-    region_features, region_phrase, iou, hit = [], [], [], []
+    region_features, region_phrase, iou, own_iou, hit = [], [], [], [], []
     seen = 0
     for batch in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=None if progress else True):
         batch = batch.to(device, non_blocking=True)
@@ -118,6 +118,7 @@ def collect(
         if can_ground:
             predicted = model.ground(tokens, asked)[image, column].float()
             iou.append(best_iou(predicted, boxes, query).cpu())
+            own_iou.append(box_iou(predicted[query], boxes).nan_to_num(0.0).cpu())
 
     return SplitFeatures(
         image_features=_joined(image_features, torch.empty(0, 0)),
@@ -126,9 +127,8 @@ def collect(
         region_features=_joined(region_features, torch.empty(0, 0)),
         region_phrase=_joined(region_phrase, torch.empty(0, dtype=torch.int64)),
         iou=_joined(iou, torch.empty(0)) if can_ground else None,
+        own_iou=_joined(own_iou, torch.empty(0)) if can_ground else None,
         hit=_joined(hit, torch.empty(0, dtype=torch.bool)),
-        captions=captions,
-        phrases=phrases,
     )
 
 

@@ -30,13 +30,17 @@ def best_iou(predicted: Tensor, boxes: Tensor, query_index: Tensor) -> Tensor:
     return torch.zeros_like(predicted[:, 0]).scatter_reduce(0, query_index, iou, "amax")
 
 
-def grounding_metrics(iou: Tensor | None) -> dict[str, float | None]:
-    """grounding_acc50 (share of IoU >= 0.5) and grounding_iou (mean) of [Q] best IoUs.
+def grounding_metrics(iou: Tensor | None, own_iou: Tensor | None) -> dict[str, float | None]:
+    """Shares of IoU >= 0.5 and means; None without phrases, and where the IoUs are None: the model cannot ground.
 
-    None without phrases, and where `iou` is None, for a model that cannot ground.
-
-    A phrase that occurs several times in an image is asked once, and its best-fitting box counts.
+    Args:
+        iou: [Q], from `best_iou`. A phrase that occurs several times in an image is asked once, and its best-fitting
+            box counts: grounding_acc50, grounding_iou.
+        own_iou: [R], each region's phrase against the region's own box alone, as RefCOCO's protocol counts referring
+            expressions (Yu et al., arXiv 1608.00272): referring_acc50, referring_iou.
     """
-    if iou is None:
-        return {"grounding_acc50": None, "grounding_iou": None}
-    return {"grounding_acc50": mean((iou >= THRESHOLD).double()), "grounding_iou": mean(iou.double())}
+    metrics: dict[str, float | None] = {}
+    for name, values in (("grounding", iou), ("referring", own_iou)):
+        metrics[f"{name}_acc50"] = None if values is None else mean((values >= THRESHOLD).double())
+        metrics[f"{name}_iou"] = None if values is None else mean(values.double())
+    return metrics

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from cllip_fast.errors import InputError
 
-_COUNTS = ("images", "regions")
+COUNTS = ("images", "regions", "skipped")
 _LABELS = {
     "images": "images",
     "regions": "regions",
+    "skipped": "skipped",
     **{f"i2t_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
     **{f"t2i_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
     "recognition_top1": "region recognition, top-1",
@@ -18,7 +19,14 @@ _LABELS = {
     **{f"t2r_r{k}": f"text → region R@{k}" for k in (1, 10)},
     "grounding_acc50": "grounding, IoU ≥ 0.5",
     "grounding_iou": "grounding, mean IoU",
+    "referring_acc50": "referring, IoU ≥ 0.5",
+    "referring_iou": "referring, mean IoU",
     "pointing": "pointing",
+    "top1": "zero-shot top-1",
+    "top5": "zero-shot top-5",
+    "mean_class": "zero-shot, class mean",
+    "miou": "segmentation, mean IoU",
+    "pixel_accuracy": "segmentation, pixels right",
 }
 
 
@@ -59,4 +67,4 @@ def table(splits: Mapping[str, Mapping[str, float | None]], *, title: str = "met
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.0f}" if metric in _COUNTS else f"{100 * value:.1f}"
+    return f"{value:.0f}" if metric in COUNTS else f"{100 * value:.1f}"

@@ -2,6 +2,6 @@
 
 from cllip_fast.interchange.commands import add_commands
 from cllip_fast.interchange.export import export
-from cllip_fast.interchange.load import load_model, load_pretrained
+from cllip_fast.interchange.load import load_clip, load_model, load_pretrained
 
-__all__ = ["add_commands", "export", "load_model", "load_pretrained"]
+__all__ = ["add_commands", "export", "load_clip", "load_model", "load_pretrained"]

@@ -20,6 +20,7 @@ from cllip_fast.interchange import hf, openclip
 from cllip_fast.interchange.keymap import from_peer, shorten
 
 METADATA = "cllip_fast_model"  # the key of the model's configuration in our safetensors files
+_WEIGHTS_FILES = (*openclip.WEIGHTS_FILES, *hf.WEIGHTS_FILES)
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 # A key by which a model is known -> what it is. In this order: a CoCa model has a ViT too.
@@ -74,11 +75,15 @@ def find_file(path: Path) -> Path:
         return path
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a file of weights or a folder with one")
-    known = (*openclip.WEIGHTS_FILES, *hf.WEIGHTS_FILES)
-    for name in known:
-        if (path / name).is_file():
-            return path / name
-    raise InputError(f"{path} holds none of {', '.join(known)}")
+    found = find_weights(path)
+    if found is None:
+        raise InputError(f"{path} holds none of {', '.join(_WEIGHTS_FILES)}")
+    return found
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The file of OpenCLIP's or Hugging Face's weights in a folder, if it holds one."""
+    return next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, object] | None]:

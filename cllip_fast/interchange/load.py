@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cllip_fast.errors import InputError
+from cllip_fast.errors import InputError, check_choice
 from cllip_fast.interchange.files import Weights, read_weights
 from cllip_fast.interchange.keymap import shorten
-from cllip_fast.models import PRESETS, CllipModel, ModelConfig
+from cllip_fast.models import PRESETS, CllipModel, ModelConfig, create_model
 from cllip_fast.models.cllip import TOWERS
 
 # What a model may differ in from the one that was saved: names, positions, and what CLIP weights do not touch.
@@ -58,6 +58,36 @@ def _load(model: CllipModel, weights: Weights) -> str:
     return "; ".join([f"weights of {weights.source}", *notes])
 
 
+def load_clip(path: str | Path, name: str = "", *, attention: str | None = None) -> CllipModel:
+    """OpenCLIP's or Hugging Face's CLIP with the image size and text length it has; regions are read by RoIAlign.
+
+    Args:
+        path: as `read_weights`.
+        name: the preset, where the weights do not tell: without their configuration the activation is not known.
+        attention: back end; default: the preset's.
+
+    Raises:
+        InputError: as `load_pretrained`, or several presets fit and none is named.
+    """
+    weights = read_weights(path)
+    names = [name] if name else fitting_presets(weights)
+    if len(names) != 1:
+        seems = f"could be {' or '.join(names)}; name its model" if names else f"fits no preset: {', '.join(PRESETS)}"
+        raise InputError(f"{weights.source} {seems}")
+    check_choice("model", names[0], tuple(PRESETS))
+    patches = len(weights.state["visual.positions"]) - 1
+    model = create_model(
+        names[0],
+        image_size=round(patches**0.5) * PRESETS[names[0]].patch_size,
+        vocab_size=weights.state["text.tokens.weight"].shape[0],
+        text_length=len(weights.state["text.positions"]),
+        region="roi_align",
+        attention=attention,
+    )
+    _load(model, weights)
+    return model
+
+
 def load_model(path: str | Path) -> CllipModel:
     """The model in a file that this package wrote: a checkpoint of the trainer, or `export`'s safetensors.
 
@@ -92,17 +122,22 @@ def _check_kind(weights: Weights, model: CllipModel) -> None:
     differing = _differing(facts, model.config, prompter=_has_prompter(weights) and model.prompter is not None)
     if not differing:
         return
-    fitting = [
-        name
-        for name, preset in PRESETS.items()
-        if not _differing(facts, replace(preset, vocab_size=facts["vocab_size"]), prompter=False)
-    ]
-    seems = " or ".join(fitting) or "no preset's model"
+    seems = " or ".join(fitting_presets(weights)) or "no preset's model"
     if facts["vocab_size"] != model.config.vocab_size:
         differing.append("texts need the tokenizer that the weights were trained with")
     raise InputError(
         f"{weights.source} does not fit {model.config.name}: {'; '.join(differing)}. It seems to be {seems}"
     )
+
+
+def fitting_presets(weights: Weights) -> list[str]:
+    """Names of the presets that the weights could be of, as far as shapes and configuration tell."""
+    facts = _facts(weights)
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if not _differing(facts, replace(preset, vocab_size=facts["vocab_size"]), prompter=False)
+    ]
 
 
 def _has_prompter(weights: Weights) -> bool:

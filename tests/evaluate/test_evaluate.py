@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from cllip_fast.data.batch import Batch
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate import evaluate
 from cllip_fast.models import CllipModel, create_model
 from tests.evaluate.planted import NumberTokenizer, PlantedModel, make_batches
+from tests.ranks import on_ranks
 
 CLASSES = ["cat", "dog", "red car", "blue car"]
 ATTRIBUTES = {"red car": {"colour": "red"}, "blue car": {"colour": "blue"}}
@@ -26,7 +28,8 @@ PREDICTED = {
 }
 METRICS = {
     "images", "regions", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "recognition_top1",
-    "recognition_mean_class", "r2t_r1", "r2t_r10", "t2r_r1", "t2r_r10", "grounding_acc50", "grounding_iou", "pointing",
+    "recognition_mean_class", "r2t_r1", "r2t_r10", "t2r_r1", "t2r_r10", "grounding_acc50", "grounding_iou",
+    "referring_acc50", "referring_iou", "pointing",
 }  # fmt: skip
 
 
@@ -78,6 +81,9 @@ def test_worked_split(sizes: list[int]) -> None:
     assert metrics["t2r_r1"] == 1
     assert metrics["grounding_acc50"] == pytest.approx(3 / 4)  # dog at just 0.5, cat once, car misses, tree
     assert metrics["grounding_iou"] == pytest.approx((0.5 + 1 + 0 + 1) / 4)
+    # Each region against its own box: the first cat gets the second's, the car's is beside.
+    assert metrics["referring_acc50"] == pytest.approx(3 / 5)
+    assert metrics["referring_iou"] == pytest.approx((0.5 + 0 + 1 + 0 + 1) / 5)
     assert metrics["pointing"] == pytest.approx(3 / 4)
     assert model.images_encoded == 3
     assert model.modes == {False}  # evaluated in evaluation mode
@@ -88,9 +94,25 @@ def test_worked_split(sizes: list[int]) -> None:
 
 def test_a_model_that_cannot_ground() -> None:
     metrics, with_grounding = run(planted(grounds=False), [2, 1]), run(planted(), [2, 1])
-    assert metrics["grounding_acc50"] is None
-    assert metrics["grounding_iou"] is None
-    assert all(metrics[name] == value for name, value in with_grounding.items() if not name.startswith("grounding"))
+    boxes = ("grounding_acc50", "grounding_iou", "referring_acc50", "referring_iou")
+    assert {metrics[name] for name in boxes} == {None}
+    assert all(metrics[name] == value for name, value in with_grounding.items() if name not in boxes)
+
+
+def on_a_rank(rank: int, world_size: int, sizes: list[int], owners: list[int]) -> dict[str, float | None]:
+    model = planted()
+    batches = make_batches(CAPTIONS, PHRASES, BOXES, sizes)
+    own = [batch for batch, owner in zip(batches, owners, strict=True) if owner == rank]
+    return evaluate(
+        model, own, tokenizer=model.tokenizer, classes=CLASSES, attributes=ATTRIBUTES, text_length=7,
+        region_length=5, progress=False, group=dist.group.WORLD,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("owners", [[0, 1, 2], [2, 0, 1], [1, 1, 1]])  # the last leaves two ranks without images
+def test_ranks_share_a_split(owners: list[int]) -> None:
+    results = on_ranks(3, on_a_rank, [1, 1, 1], owners)
+    assert results[0] == results[1] == results[2] == pytest.approx(run(planted(), [3]))
 
 
 def test_a_split_without_images() -> None:

@@ -38,11 +38,12 @@ def test_a_nan_box_fits_nothing() -> None:
 
 
 def test_grounding_metrics() -> None:
-    metrics = grounding_metrics(torch.tensor([0.5, 0.4999, 1.0, 0.0]))
-    assert metrics["grounding_acc50"] == 0.5
+    metrics = grounding_metrics(torch.tensor([0.5, 0.4999, 1.0, 0.0]), torch.tensor([0.2, 0.7]))
+    assert metrics["grounding_acc50"] == metrics["referring_acc50"] == 0.5
     assert metrics["grounding_iou"] == pytest.approx(1.9999 / 4)
-    nothing = {"grounding_acc50": None, "grounding_iou": None}
-    assert grounding_metrics(None) == grounding_metrics(torch.empty(0)) == nothing
+    assert metrics["referring_iou"] == pytest.approx(0.45)
+    nothing = dict.fromkeys(metrics)
+    assert grounding_metrics(None, None) == grounding_metrics(torch.empty(0), torch.empty(0)) == nothing
 
 
 def test_peak_points_of_an_oblong_grid() -> None:

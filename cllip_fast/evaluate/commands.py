@@ -1,0 +1,229 @@
+"""`cllip-fast eval`: one task on any checkpoint, as a table and as JSON; under torchrun on several ranks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cllip_fast.data import Loader, create_loader, expand_shards, read_dataset_info
+from cllip_fast.data.record import RecordError
+from cllip_fast.data.shards import ShardReader
+from cllip_fast.errors import InputError
+from cllip_fast.evaluate.classification import classification, from_folders, from_shards
+from cllip_fast.evaluate.compositional import compositional, read_pairs
+from cllip_fast.evaluate.evaluation import evaluate
+from cllip_fast.evaluate.segmentation import list_pairs, segmentation
+from cllip_fast.evaluate.table import table
+from cllip_fast.evaluate.templates import class_features, read_templates
+
+if TYPE_CHECKING:
+    from cllip_fast.inference import TrainedModel
+    from cllip_fast.train.distributed import World
+
+Metrics = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: the function that runs it, and the options that it needs and may take beside --checkpoint."""
+
+    run: Callable[[TrainedModel, argparse.Namespace, World], Metrics]
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add `eval` to the command line."""
+    parser = commands.add_parser(
+        "eval",
+        help="evaluate a checkpoint",
+        description=_eval.__doc__,
+        epilog="On several GPUs: torchrun --standalone --nproc-per-node 8 -m cllip_fast.cli eval ...",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="run, checkpoint, or CLIP weights of others")
+    parser.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        default="shards",
+        help="shards: retrieval, region recognition, region-text retrieval, grounding, referring, pointing "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="shards; class folders; SugarCrepe's JSON files")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="segmentation, compositional: folder of the images")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="segmentation: PNGs of class numbers")
+    parser.add_argument(
+        "--names", type=Path, metavar="TXT", help="class names, one a line (default: the data set's, or its folders')"
+    )
+    parser.add_argument(
+        "--templates",
+        help="classification, segmentation: sentences around a name: plain, photo, openai or a file (default: photo)",
+    )
+    parser.add_argument("--ignore", type=int, help="segmentation: number of pixels that do not count (default 255)")
+    parser.add_argument("--tokenizer", metavar="NAME", help="file, or clip (default: the run's own)")
+    parser.add_argument("--model", default="", help="preset of CLIP weights that do not tell it")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="images at a time (default %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="shards: loader processes a rank")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="JSON",
+        help="where to write (default: eval_<task>.json in the run's folder or here)",
+    )
+    parser.set_defaults(run=_eval)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    """Evaluate a checkpoint (OpenCLIP's and Hugging Face's included) on shards or on a public task's files."""
+    from cllip_fast.inference import load
+    from cllip_fast.train.distributed import start
+
+    task = TASKS[options.task]
+    _check_options(options, task)
+    with start(options.device) as world:
+        model = load(
+            options.checkpoint,
+            device=world.device,
+            tokenizer=options.tokenizer,
+            model=options.model,
+            batch_size=options.batch_size,
+        )
+        metrics = task.run(model, options, world)
+        if not world.is_main:
+            return
+        given = {name: getattr(options, name) for name in ("data", "images", "masks", "names", "templates")}
+        record = {
+            "checkpoint": str(options.checkpoint),
+            "task": options.task,
+            **{name: _plain(value) for name, value in given.items() if value is not None},
+            "metrics": metrics,
+        }
+        folder = options.checkpoint if options.checkpoint.is_dir() else Path()
+        out = options.out or folder / f"eval_{options.task}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
+        print(table({options.checkpoint.name: metrics}, title=options.task))
+        print(f"wrote {out}")
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, list) else str(value)
+
+
+def _check_options(options: argparse.Namespace, task: Task) -> None:
+    for name in ("data", "images", "masks", "names", "templates", "ignore"):
+        given = getattr(options, name) is not None
+        if given and name not in task.needs + task.takes:
+            raise InputError(f"--task {options.task} has no use for --{name}")
+        if not given and name in task.needs:
+            raise InputError(f"--task {options.task} needs --{name}")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is {options.batch_size}, expected at least 1")
+
+
+def _shards(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:
+    spec = "::".join(options.data)
+    if options.names:
+        classes, attributes = _read_names(options.names), None
+    else:
+        info = read_dataset_info(spec)
+        classes, attributes = info.classes, info.attributes
+    with model.computing():
+        return evaluate(
+            model.model,
+            _loader(model, spec, options, world, most_regions(spec)),
+            tokenizer=model.tokenizer,
+            classes=classes,
+            attributes=attributes,
+            text_length=model.text_length,
+            region_length=model.region_length,
+            device=world.device,
+            progress=world.is_main,
+            group=world.group,
+        )
+
+
+def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: World, regions: int) -> Loader:
+    return create_loader(
+        spec,
+        tokenizer=model.tokenizer,
+        batch_size=options.batch_size,
+        image_size=model.model.config.image_size,
+        text_length=model.text_length,
+        region_length=model.region_length,
+        max_regions=regions,
+        train=False,
+        workers=options.workers,
+        crop=model.crop,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def most_regions(spec: str) -> int:
+    """The most regions that an image of the shards has: evaluation leaves none out."""
+    from cllip_fast.shard_tools.samples import list_samples, read_record
+
+    most = 0
+    for path in expand_shards(spec):
+        reader = ShardReader([path])
+        for sample in list_samples(path)[0]:
+            try:
+                most = max(most, len(read_record(reader, sample)[0].boxes))
+            except RecordError:  # the loader counts it
+                continue
+    return most
+
+
+def _classification(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:
+    from cllip_fast.convert import class_folders
+
+    templates = read_templates(options.templates or "photo")
+    place = Path(options.data[0])
+    if len(options.data) == 1 and place.is_dir() and not any(place.glob("*.tar")) and not any(place.glob("*/*.tar")):
+        source = class_folders.read(place, options.names)
+        names = list(dict.fromkeys(source.classes))
+        number_of = {name: number for number, name in enumerate(names)}
+        files = [(place / sample.image, number_of[sample.captions[0]]) for sample in source.samples]
+        images = from_folders(model, files, group=world.group, batch=options.batch_size)
+    else:
+        spec = "::".join(options.data)
+        names = _read_names(options.names) if options.names else read_dataset_info(spec).classes
+        images = from_shards(_loader(model, spec, options, world, 0), names)
+    return classification(model, images, class_features(model, names, templates), group=world.group)
+
+
+def _segmentation(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:
+    names = _read_names(options.names)
+    classes = class_features(model, names, read_templates(options.templates or "photo"))
+    pairs = list_pairs(options.images, options.masks)
+    ignore = 255 if options.ignore is None else options.ignore
+    return segmentation(model, pairs, names, classes, ignore=ignore, group=world.group)
+
+
+def _compositional(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:
+    pairs = read_pairs([Path(path) for path in options.data], options.images)
+    return compositional(model, pairs, group=world.group, batch=options.batch_size)
+
+
+def _read_names(path: Path) -> list[str]:
+    from cllip_fast.convert.files import read_lines
+
+    names = read_lines(path)
+    if not names:
+        raise InputError(f"{path} holds no names, expected one a line")
+    return names
+
+
+TASKS = {
+    "shards": Task(_shards, needs=("data",), takes=("names",)),
+    "classification": Task(_classification, needs=("data",), takes=("names", "templates")),
+    "segmentation": Task(_segmentation, needs=("images", "masks", "names"), takes=("templates", "ignore")),
+    "compositional": Task(_compositional, needs=("data", "images")),
+}
