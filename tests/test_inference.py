@@ -246,17 +246,3 @@ def test_bad_options_are_named(run: Path, tmp_path: Path) -> None:
 
 def test_importing_the_package_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", "import sys, cllip_fast; assert 'torch' not in sys.modules"], check=True)
-
-
-def test_the_guide_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (Path(__file__).parents[1] / "docs" / "use.md").read_text()
-    save_run(tmp_path).rename(tmp_path / "runs" / "scenes")
-    picture(320, 240, seed=1).save(tmp_path / "photo.jpg")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for example in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
-        exec(example, names)
-    assert names["maps"].shape == (1, 240, 320)
-    assert [len(names["first"]), len(names["second"])] == [2, 1]
-    assert names["prefix"].shape == (2, 16, 4096)
-    names["prefix"].sum().backward()
