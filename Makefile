@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: train test setup bench gpu lint
+.PHONY: train test setup bench gpu lint study
 
 train: $(READY)            ## train a small model on generated scenes and show what it learned
 	$(BIN)/torchrun --standalone train/main.py
@@ -19,6 +19,9 @@ bench: $(READY)            ## the benchmarks, against the peers that are install
 	mkdir -p .benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json .benchmarks/losses.json -q
 	$(BIN)/python -m benchmarks.report .benchmarks/losses.json
+
+study: $(READY)            ## which losses pay, 3 seeds of each: hours on a CPU (make study SHORT=1: minutes; STEPS=400)
+	$(BIN)/python train/study.py $(if $(SHORT),--short) $(if $(STEPS),--steps $(STEPS))
 
 gpu:                       ## on a machine with a GPU: installs into $(PYTHON), runs the gpu tests and all benchmarks
 	PYTHON=$(PYTHON) bash benchmarks/gpu_all.sh

@@ -36,6 +36,7 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--val", type=int, default=500, help="held-out scenes (default %(default)s)")
     parser.add_argument("--unseen", type=int, default=500, help="scenes of unseen combinations (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--difficulty", choices=("normal", "hard"), default="normal")
     parser.add_argument("--processes", type=int, help="how many to draw with (default: one a CPU)")
     parser.set_defaults(run=_run_scenes)
 
@@ -45,7 +46,8 @@ def _run_scenes(options: argparse.Namespace) -> None:
     from cllip_fast.data.scenes import make_scenes
 
     counts = {"train": options.train, "val": options.val, "unseen": options.unseen}
-    root = make_scenes(options.out, **counts, seed=options.seed, processes=options.processes)
+    how = {"seed": options.seed, "difficulty": options.difficulty, "processes": options.processes}
+    root = make_scenes(options.out, **counts, **how)
     print(f"{root}: {', '.join(f'{count} {split}' for split, count in counts.items())} scenes")
 
 

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from cllip_fast.data import drawing, scene
 from cllip_fast.data.folders import INFO_FILE, TOKENIZER_FILE, completed, locked, read_json
-from cllip_fast.data.phrases import ALL_PHRASES, Phrase, held_out_combinations
+from cllip_fast.data.phrases import ALL_PHRASES, SIZES, Phrase, held_out_combinations
 from cllip_fast.data.shards import ShardWriter
 from cllip_fast.data.tokenizer import Tokenizer, train_bpe
-from cllip_fast.errors import InputError
+from cllip_fast.errors import InputError, check_choice
 
 SPLITS = ("train", "val", "unseen")
 FORMAT = 1
@@ -40,6 +40,7 @@ def make_scenes(
     val: int = 500,
     unseen: int = 500,
     seed: int = 0,
+    difficulty: str = "normal",
     processes: int | None = None,
 ) -> Path:
     """Write the generated data set to `root`, or return at once if `root` holds it already.
@@ -51,6 +52,8 @@ def make_scenes(
         root: folder to make.
         train, val, unseen: number of scenes in each split, at least 1.
         seed: chooses the scenes and the held-out combinations.
+        difficulty: "normal", or "hard": more and smaller objects of less constant colours, captions that leave some
+            out (`scene.DIFFICULTIES`).
         processes: how many to draw with; None takes one for each CPU. The result does not depend on it.
 
     Raises:
@@ -65,30 +68,33 @@ def make_scenes(
         raise InputError(f"seed is {seed}, expected 0 or more")
     if processes is not None and processes < 1:
         raise InputError(f"processes is {processes}, expected at least 1")
-    info = _describe(counts, seed)
+    check_choice("difficulty", difficulty, tuple(scene.DIFFICULTIES))
+    info = _describe(counts, seed, difficulty)
     with locked(root):
         if (root / INFO_FILE).is_file():
             _check_same(root, info)
             return root
         with completed(root) as partial:
-            _write_splits(partial, counts, seed, processes or os.cpu_count() or 1)
+            _write_splits(partial, counts, seed, difficulty, processes or os.cpu_count() or 1)
             _train_tokenizer().save(partial / TOKENIZER_FILE)
             (partial / INFO_FILE).write_text(json.dumps(info, indent=1), encoding="utf-8")
     return root
 
 
-def make_scene(seed: int, split: str, index: int) -> tuple[np.ndarray, dict[str, Any], list[scene.SceneObject]]:
+def make_scene(
+    seed: int, split: str, index: int, difficulty: str = "normal"
+) -> tuple[np.ndarray, dict[str, Any], list[scene.SceneObject]]:
     """One scene: the picture before JPEG (uint8 [64, 64, 3]), its record, and the objects as they were drawn."""
-    rng = np.random.default_rng([seed, 2, SPLITS.index(split), index])
-    objects = scene.lay_out(rng, split_phrases(seed, split))
-    captions = scene.captions(rng, objects)
+    rng, how = np.random.default_rng([seed, 2, SPLITS.index(split), index]), scene.DIFFICULTIES[difficulty]
+    objects = scene.lay_out(rng, split_phrases(seed, split), how)
+    captions = scene.captions(rng, objects, how.named)
     record = {
         "captions": captions,
         "regions": [{"box": list(item.box), "text": str(item.phrase)} for item in objects],
         "width": drawing.IMAGE_SIZE,
         "height": drawing.IMAGE_SIZE,
     }
-    return scene.draw(rng, objects), record, objects
+    return scene.draw(rng, objects, how), record, objects
 
 
 @functools.cache
@@ -98,9 +104,9 @@ def split_phrases(seed: int, split: str) -> tuple[Phrase, ...]:
     return tuple(phrase for phrase in ALL_PHRASES if (phrase.combination in held_out) == (split == "unseen"))
 
 
-def _write_splits(root: Path, counts: dict[str, int], seed: int, processes: int) -> None:
+def _write_splits(root: Path, counts: dict[str, int], seed: int, difficulty: str, processes: int) -> None:
     shards = [
-        (root / split, seed, split, start, min(start + SHARD_SIZE, count))
+        (root / split, seed, split, difficulty, start, min(start + SHARD_SIZE, count))
         for split, count in counts.items()
         for start in range(0, count, SHARD_SIZE)
     ]
@@ -116,12 +122,12 @@ def _write_splits(root: Path, counts: dict[str, int], seed: int, processes: int)
                 bar.update(written)
 
 
-def _write_shard(shard: tuple[Path, int, str, int, int]) -> int:
+def _write_shard(shard: tuple[Path, int, str, str, int, int]) -> int:
     """Draw and write the scenes from `start` to `end` as one tar; the number written."""
-    folder, seed, split, start, end = shard
+    folder, seed, split, difficulty, start, end = shard
     with ShardWriter(folder, SHARD_SIZE, first=start // SHARD_SIZE) as writer:
         for index in range(start, end):
-            pixels, record, _ = make_scene(seed, split, index)
+            pixels, record, _ = make_scene(seed, split, index, difficulty)
             jpeg = io.BytesIO()
             Image.fromarray(pixels).save(jpeg, "JPEG", quality=JPEG_QUALITY)
             writer.write(f"{split}-{index:07d}", jpeg.getvalue(), record)
@@ -135,21 +141,24 @@ def _train_tokenizer() -> Tokenizer:
     return train_bpe([*texts, *(f"with a {name} and a {name}" for name in names)], _VOCABULARY)
 
 
-def _describe(counts: dict[str, int], seed: int) -> dict[str, Any]:
+def _describe(counts: dict[str, int], seed: int, difficulty: str) -> dict[str, Any]:
     """The content of dataset.json; equal content means equal data."""
+    how = scene.DIFFICULTIES[difficulty]
+    normal = difficulty == "normal"
     return {
-        "name": "scenes",
+        "name": "scenes" if normal else f"scenes-{difficulty}",
         "format": FORMAT,
         "seed": seed,
         "splits": counts,
         "generator": {
             "image_size": drawing.IMAGE_SIZE,
             "jpeg_quality": JPEG_QUALITY,
-            "objects": list(scene.OBJECT_COUNTS),
-            "sides_in_pixels": {size: list(limits) for size, limits in scene.SIDE_RANGES.items()},
+            "objects": list(how.objects),
+            "sides_in_pixels": {size: list(how.sides(size)) for size in SIZES},
             "min_visible_share": scene.MIN_VISIBLE,
-            "distractor_share": scene.DISTRACTOR_SHARE,
+            "distractor_share": how.distractor_share,
             "captions": scene.CAPTION_COUNT,
+            **({} if normal else {"named": how.named, "colour_shift": how.colour_shift}),
         },
         "held_out": sorted(" ".join(combination) for combination in held_out_combinations(seed)),
         "classes": [str(phrase) for phrase in ALL_PHRASES],

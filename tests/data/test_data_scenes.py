@@ -25,8 +25,8 @@ CAPTION = re.compile(
 )
 
 
-def some(split, count=150, seed=0):
-    return [scenes.make_scene(seed, split, index) for index in range(count)]
+def some(split, count=150, seed=0, difficulty="normal"):
+    return [scenes.make_scene(seed, split, index, difficulty) for index in range(count)]
 
 
 def test_there_are_448_phrases_and_34_combinations_held_out():
@@ -49,9 +49,10 @@ def test_held_out_combinations_are_in_unseen_only():
         assert texts <= held_out if split == "unseen" else not texts & held_out
 
 
-def test_boxes_are_the_tight_boxes_of_the_drawn_pixels():
+@pytest.mark.parametrize("difficulty", scene.DIFFICULTIES)
+def test_boxes_are_the_tight_boxes_of_the_drawn_pixels(difficulty):
     rng = np.random.default_rng(0)
-    for _, record, objects in some("train", 60):
+    for _, record, objects in some("train", 60, difficulty=difficulty):
         for item, region in zip(objects, record["regions"], strict=True):
             # Redraw the object alone, pure white on black, and look for its pixels.
             image = np.zeros((64, 64, 3), dtype=np.int16)
@@ -59,7 +60,7 @@ def test_boxes_are_the_tight_boxes_of_the_drawn_pixels():
             drawing.paint(image, item.left, item.top, item.mask, second, np.full((2, 3), 255, dtype=np.int16))
             rows, columns = np.flatnonzero(image.any((1, 2))), np.flatnonzero(image.any((0, 2)))
             assert region["box"] == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            low, high = scene.SIDE_RANGES[item.phrase.size]
+            low, high = scene.DIFFICULTIES[difficulty].sides(item.phrase.size)
             assert low <= columns[-1] + 1 - columns[0] <= high
             assert low <= rows[-1] + 1 - rows[0] <= high
 
@@ -84,6 +85,26 @@ def test_scenes_hold_two_to_five_objects_each_mostly_visible():
     for objects in drawn:
         phrases = [item.phrase for item in objects]
         assert len(set(phrases)) == len(phrases)
+
+
+def test_hard_scenes_are_fuller_and_their_captions_leave_some_out():
+    hard = some("train", 200, difficulty="hard")
+    assert {len(objects) for _, _, objects in hard} == {3, 4, 5, 6}
+    for _, record, objects in hard:
+        names = [str(item.phrase) for item in objects]
+        for caption in record["captions"]:
+            assert len(caption.split()) <= 30
+            assert sum(name in caption for name in names) == min(len(objects), 4)
+    small, large = (scene.DIFFICULTIES["hard"].sides(size) for size in SIZES)
+    assert small[1] < large[0]  # a size can still be told from the picture
+    # Every shape fills its box at all these sides.
+    for side in (small, large):
+        for shape, width, height in itertools.product(SHAPES, *2 * [range(side[0], side[1] + 1)]):
+            mask = drawing.shape_mask(shape, width, height)
+            assert mask[0].any()
+            assert mask[-1].any()
+            assert mask[:, 0].any()
+            assert mask[:, -1].any()
 
 
 def test_visible_shares_count_hidden_pixels():
@@ -160,6 +181,8 @@ def test_a_finished_set_is_used_again_and_another_one_refused(scene_set):
     assert (scene_set / "train" / "000000.tar").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="holds another data set: its seed is 0, expected 1"):
         make_scenes(scene_set, train=40, val=10, unseen=12, seed=1)
+    with pytest.raises(InputError, match='its name is "scenes", expected "scenes-hard"'):
+        make_scenes(scene_set, train=40, val=10, unseen=12, difficulty="hard")
     with pytest.raises(InputError, match="its splits is"):
         make_scenes(scene_set, train=41, val=10, unseen=12)
 

@@ -19,4 +19,11 @@ def test_mean_and_spread_of_each_run() -> None:
     assert lines[0].startswith("Seeds 0, 1;")
     assert "| region recognition, top-1 | 60.0 ± 14.1 | 10.0 ± 0.0 |" in lines
     assert "| grounding, mean IoU | 30.0 ± 14.1 | – |" in lines
-    assert not any("images" in line for line in lines)
+    assert not any(line.startswith("| images") for line in lines)
+
+
+def test_the_page_says_how_little_few_images_show() -> None:
+    lines = markdown({"all": [record(0.5, 0.2)]}, [0], {"all": "main.py"}).splitlines()
+    (said,) = [line for line in lines if line.startswith("* `val`")]
+    assert said.startswith("* `val`: 3 images, 0 regions. Chance retrieves 33 % at R@1.")
+    assert "up to 28.9 points" in said  # 100 √(½ · ½ / 3)
