@@ -87,6 +87,7 @@ setup(
     extras_require={
         "triton": ["triton>=3.6"],
         "dali": ["nvidia-dali-cuda130"],
+        "dali-cuda120": ["nvidia-dali-cuda120"],
         "flash-attn": ["flash-attn"],
         "xformers": ["xformers"],
         "open-clip": ["open_clip_torch>=3.3"],

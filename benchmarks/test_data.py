@@ -76,9 +76,9 @@ def our_loader(folder: Path, decoder: str, workers: int) -> Loader:
 
 def one_pass(made: Loader, workers: int) -> DataLoader:
     """An epoch of the loader's own batches. `forever` would prepare the next ones while it is the peer's turn."""
-    plans = list(itertools.islice(iter(made._order), len(made)))
+    plans = list(itertools.islice(iter(made.parts.order), len(made)))
     return DataLoader(
-        made._batches.dataset, sampler=plans, batch_size=None, num_workers=workers, persistent_workers=workers > 0
+        made.parts.assembler, sampler=plans, batch_size=None, num_workers=workers, persistent_workers=workers > 0
     )
 
 

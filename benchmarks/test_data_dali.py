@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.peers import shrunk
 from cllip_fast import extras
-from cllip_fast.data import Batch, create_loader
+from cllip_fast.data import Batch, create_loader, train_bpe
 from cllip_fast.data.dali import create_dali_loader
 from tests.data.painted import record, write_shard
 from tests.data.photos import encoded, photo
@@ -42,11 +42,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = ((f"p{i}", pictures[i % 16], record(640, 480, regions=regions)) for i in range(shrunk(SAMPLES)))
     write_shard(folder, list(samples))
     return folder
-
-
-def tokenize(texts: list[str], length: int) -> torch.Tensor:
-    """None to speak of: it would be the same for all."""
-    return torch.ones(len(texts), length, dtype=torch.int64)
 
 
 def seconds_per_batch(make: Callable[[], Iterator[Batch]], rounds: int, device: str) -> float:
@@ -68,8 +63,8 @@ def seconds_per_batch(make: Callable[[], Iterator[Batch]], rounds: int, device: 
 def test_batches(benchmark: Callable, shards: Path, device: str, crop: str) -> None:
     cores = os.cpu_count() or 1
     settings: dict[str, Any] = {
-        "tokenizer": tokenize, "batch_size": shrunk(BATCH), "image_size": SIDE, "text_length": 32, "region_length": 8,
-        "max_regions": 4, "train": True, "crop": crop, "workers": cores,
+        "tokenizer": train_bpe(["a picture"], 300), "batch_size": shrunk(BATCH), "image_size": SIDE,
+        "text_length": 32, "region_length": 8, "max_regions": 4, "train": True, "crop": crop, "workers": cores,
     }  # fmt: skip
     dali = settings | {"device": device, "threads": cores, "workers": cores if device == "cuda" else 1}
     pinned = {"pin_memory": device == "cuda"}

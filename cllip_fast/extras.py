@@ -30,13 +30,13 @@ def probe(name: str) -> str | None:
     """The version of an optional package if it can be imported, else None."""
     module, distribution, _ = _EXTRAS[name]
     try:
-        importlib.import_module(module)
+        found = importlib.import_module(module)
     except Exception:  # a broken binary package fails in its own ways; absent and broken are the same to the caller
         return None
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown version"
+    except importlib.metadata.PackageNotFoundError:  # of another name, such as nvidia-dali-cuda120
+        return getattr(found, "__version__", "unknown version")
 
 
 def require(name: str, wanted_by: str) -> None:

@@ -37,6 +37,9 @@ class Config:
     max_regions: int = option(4, "data", "regions sampled from an image (the paper's M)")
     crop: str = option("pad", "data", "how an image becomes square", ("pad", "center", "random"))
     flip: float = option(0.0, "data", "share of images to mirror; none whose texts tell left from right")
+    loader: str = option("plain", "data", "what decodes training images: PyTorch's workers, or DALI, on the GPU of a "
+                         "run that has one", ("plain", "dali"))  # fmt: skip
+    loader_threads: int = option(4, "data", "DALI's threads per rank")
     workers: int = option(0, "data", "loader processes per rank")
     decoder: str = option("auto", "data", "JPEG library; auto: simplejpeg where it is installed",
                           ("auto", "pillow", "simplejpeg"))  # fmt: skip
@@ -96,7 +99,7 @@ class Config:
             if field.metadata["choices"]:
                 check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
         positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "accum_freq",
-                    "save_frequency", "log_every_n_steps")  # fmt: skip
+                    "loader_threads", "save_frequency", "log_every_n_steps")  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least 1")

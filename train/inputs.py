@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 
-from cllip_fast.data import DatasetInfo, Loader, create_loader, load_tokenizer, make_scenes, read_dataset_info
-from cllip_fast.data.tokenizer import Tokenizer
+from cllip_fast import extras
+from cllip_fast.data import (
+    DatasetInfo,
+    Loader,
+    Tokenizer,
+    create_dali_loader,
+    create_loader,
+    load_tokenizer,
+    make_scenes,
+    read_dataset_info,
+)
 from cllip_fast.errors import InputError, check_choice
 from cllip_fast.models import PRESETS
 from cllip_fast.train.config import Config
@@ -63,27 +74,43 @@ def parse_weights(text: str) -> list[float] | None:
 
 
 def check_same_data(loader: Loader, world: World) -> None:
-    """Refuse ranks that found different samples: their batches would not be slices of the same order."""
+    """Refuse ranks with other samples or texts: their batches would not be slices of the same global ones."""
     if world.group is None:
         return
     found: list[dict | None] = [None] * world.size
     dist.all_gather_object(found, loader.state_dict(), group=world.group)
     other = next((rank for rank, state in enumerate(found) if state != found[0]), None)
-    if other is not None:
+    if other is None:
+        return
+    ours, theirs = found[0]["tokenizer"], found[other]["tokenizer"]
+    if ours != theirs:
+        raise InputError(f"--tokenizer differs between ranks: {ours} on rank 0, {theirs} on rank {other}")
+    raise InputError(
+        f"--train-data differs between ranks: {found[0]['size']} samples on rank 0, {found[other]['size']} on rank "
+        f"{other}; all ranks must read the same shards"
+    )
+
+
+def check_tokenizer(tokenizer: Tokenizer, path: str, model: str) -> None:
+    """Refuse a tokenizer whose texts may hold id 0 with a text tower that masks id 0: it would not see all of them."""
+    if tokenizer.pad_in_text and not PRESETS[model].causal_text:
         raise InputError(
-            f"--train-data differs between ranks: {found[0]['size']} samples on rank 0, {found[other]['size']} on rank "
-            f"{other}; all ranks must read the same shards"
+            f"--tokenizer {path} ({tokenizer.kind}) uses id {tokenizer.pad_id} in texts, which the text tower of "
+            f"--model {model} masks as padding; take another tokenizer, or a model with a causal text tower"
         )
 
 
 def create_inputs(config: Config, world: World) -> Inputs:
     check_choice("--model", config.model, tuple(PRESETS))
+    if config.loader == "dali":
+        extras.require("dali", "--loader dali")
     train_spec, split_specs = find_splits(config, world)
     info = read_dataset_info(train_spec)
     path = config.tokenizer or info.tokenizer_path
     if not path:
         raise InputError(f"no tokenizer.json beside --train-data {train_spec}: name one with --tokenizer")
     tokenizer = load_tokenizer(path)
+    check_tokenizer(tokenizer, path, config.model)
     common = {
         "tokenizer": tokenizer,
         "batch_size": config.batch_size,
@@ -94,13 +121,17 @@ def create_inputs(config: Config, world: World) -> Inputs:
         "decoder": config.decoder,
         "pin_memory": world.device.type == "cuda",
     }
-    train = create_loader(
+    create: Callable[..., Loader] = create_loader
+    if config.loader == "dali":
+        create = partial(create_dali_loader, device=world.device, threads=config.loader_threads)
+    train = create(
         train_spec, train=True, weights=parse_weights(config.weights), resampled=config.resampled,
         accum_freq=config.accum_freq, max_regions=config.max_regions, crop=config.crop, flip=config.flip,
         workers=config.workers, max_broken=config.max_broken, rank=world.rank, world_size=world.size, **common,
     )  # fmt: skip
     check_same_data(train, world)
     steps_per_epoch = len(train) // config.accum_freq
+    # Evaluation keeps the plain loader: figures must not depend on who decoded for training.
     crop = "pad" if config.crop == "random" else config.crop
     splits = {
         name: create_loader(spec, train=False, max_regions=EVALUATION_REGIONS, crop=crop, **common)

@@ -1,6 +1,7 @@
 """Data: samples in tar shards, region-aware cropping, loaders, converters and the generated data set."""
 
 from cllip_fast.data.batch import Batch
+from cllip_fast.data.dali import create_dali_loader
 from cllip_fast.data.folders import DatasetInfo, read_dataset_info
 from cllip_fast.data.index import expand_shards
 from cllip_fast.data.loader import Loader, create_loader
@@ -12,6 +13,7 @@ __all__ = [
     "DatasetInfo",
     "Loader",
     "Tokenizer",
+    "create_dali_loader",
     "create_loader",
     "expand_shards",
     "load_tokenizer",

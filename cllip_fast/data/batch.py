@@ -14,7 +14,8 @@ class Batch:
     """B images with one sampled text each and up to M regions each.
 
     Attributes:
-        images: [B, 3, H, W] float32, normalised by the loader's mean and standard deviation.
+        images: [B, 3, H, W] float32 (of a DALI loader the type asked for), normalised by the loader's mean and standard
+            deviation.
         text: [B, L] int64 token ids of one caption an image; 0 is padding.
         boxes: [B, M, 4] float32, (x0, y0, x1, y1) as shares (0 to 1) of the width and height of `images`; padding is 0.
         region_text: [B, M, Lr] int64 token ids of the regions' texts; padded regions are all 0.

@@ -45,6 +45,7 @@ class Decoder:
 
     Attributes:
         name: "pillow" or "simplejpeg", which leaves to Pillow what is no plain JPEG.
+        max_pixels: of an image; one with more is refused.
     """
 
     def __init__(self, name: str = "auto", max_pixels: int = MAX_PIXELS) -> None:
@@ -53,7 +54,7 @@ class Decoder:
         if name == "simplejpeg":
             extras.require("simplejpeg", "decoder 'simplejpeg'")
         self.name = name if name != "auto" else "simplejpeg" if simplejpeg else "pillow"
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
 
     def fill(self, data: bytes, size: tuple[int, int], window: Window, padding: np.ndarray, square: np.ndarray) -> None:
         """Decode a window into a square.
@@ -68,8 +69,8 @@ class Decoder:
         Raises:
             ImageError: the image has another size, too many pixels, or cannot be decoded.
         """
-        if size[0] * size[1] > self._max_pixels:
-            raise ImageError("too many pixels", f"{size[0]}×{size[1]}, expected at most {self._max_pixels} pixels")
+        if size[0] * size[1] > self.max_pixels:
+            raise ImageError("too many pixels", f"{size[0]}×{size[1]}, expected at most {self.max_pixels} pixels")
         left, top, right, bottom = window.target
         if window.target != (0, 0, square.shape[1], square.shape[0]):
             square[...] = padding

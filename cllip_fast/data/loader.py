@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from cllip_fast.data.assemble import Assembler
+from cllip_fast.data.assemble import Assembled, Assembler
 from cllip_fast.data.batch import Batch
 from cllip_fast.data.crop import CROPS
 from cllip_fast.data.decode import MAX_PIXELS, Decoder
@@ -132,19 +133,41 @@ def create_loader(
         mixture = Mixture(index.sizes, weights or [1.0], seed, resampled)
         data = f"{index.digest()} weights {list(weights or [])} resampled {resampled}"
         order = TrainingOrder(
-            mixture, batch_size, seed, data=data, accum_freq=accum_freq, rank=rank, world_size=world_size
+            mixture,
+            batch_size,
+            seed,
+            data=data,
+            tokenizer=_identity(tokenizer),
+            accum_freq=accum_freq,
+            rank=rank,
+            world_size=world_size,
         )
     else:
         order = EvaluationOrder(samples, batch_size, rank, world_size)
-    batches = DataLoader(
-        assembler,
+    batches = work_ahead(assembler, order, workers, pin_memory)
+    return Loader(Parts(assembler, order, faults), batches, assembler.decoder.name)
+
+
+def work_ahead(
+    dataset: Dataset, order: TrainingOrder | EvaluationOrder, workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """`dataset[plan]` of each plan of `order`, made by `workers` processes, or here with none; two a worker ahead."""
+    return DataLoader(
+        dataset,
         sampler=order,
-        batch_size=None,  # the assembler makes whole batches
+        batch_size=None,  # the data set makes whole batches
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        # PyTorch seeds its workers, which draw nothing, from here and not from the run's own random numbers.
+        generator=torch.Generator(),
     )
-    return Loader(batches, order, faults, samples, assembler.decoder.name)
+
+
+def _identity(tokenizer: Tokenizer) -> str:
+    """The same for tokenizers that give every text the same ids."""
+    about = tokenizer.describe()
+    return f"{about['kind']} with {about['vocab_size']} ids, SHA-256 {about['sha256'][:16]}"
 
 
 def _data_sets(spec: str | Path, weights: Sequence[float] | None) -> list[str]:
@@ -159,26 +182,29 @@ def _data_sets(spec: str | Path, weights: Sequence[float] | None) -> list[str]:
     return parts
 
 
+class Parts(NamedTuple):
+    """What a loader is made of, whoever decodes: which samples make a batch, in which order, and what was left out."""
+
+    assembler: Assembler
+    order: TrainingOrder | EvaluationOrder
+    faults: FaultCounter
+
+
 class Loader:
     """Iterates over batches; made by `create_loader`.
 
     Attributes:
+        parts: what it is made of, for a loader of another kind to share.
         samples: number of samples in the shards.
         decoder: the library that decodes JPEGs.
     """
 
     # Nothing that `batches` holds may refer back to this object: worker processes stop at once when it is dropped,
     # but only after timeouts of several seconds each when Python has to find a cycle first.
-    def __init__(
-        self,
-        batches: DataLoader,
-        order: TrainingOrder | EvaluationOrder,
-        faults: FaultCounter,
-        samples: int,
-        decoder: str,
-    ) -> None:
-        self._batches, self._order, self._faults = batches, order, faults
-        self.samples, self.decoder = samples, decoder
+    def __init__(self, parts: Parts, batches: Iterable[Assembled], decoder: str) -> None:
+        self.parts, self._batches, self.decoder = parts, batches, decoder
+        _, self._order, self._faults = parts
+        self.samples = len(parts.assembler.index.keys)
 
     @property
     def skipped(self) -> Counter[str]:
@@ -237,7 +263,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, for any number of ranks and workers: `samples` of this `epoch` over all ranks.
 
-        It names the samples, weights and seed on which the order depends: equal on all ranks that read the same data.
+        It names the samples, weights and seed on which the order depends, and the tokenizer: equal on all ranks that
+        read the same data.
         """
         return self._training_order().state_dict()
 
@@ -245,7 +272,7 @@ class Loader:
         """Go on from `state`; takes effect at the next call of `forever`.
 
         Raises:
-            InputError: a part is missing, or the state is of another seed or other samples or weights.
+            InputError: a part is missing, or the state is of another seed or tokenizer, or other samples or weights.
         """
         self._training_order().load_state_dict(state)
 

@@ -33,14 +33,15 @@ class TrainingOrder:
         seed: int,
         *,
         data: str,
+        tokenizer: str,
         accum_freq: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`data` names what the numbers stand for; a state of other data is refused."""
+        """`data` and `tokenizer` name what the numbers stand for; a state of others is refused."""
         self._mixture, self._batch_size, self.accum_freq = mixture, batch_size, accum_freq
         self._rank, self._global_batch = rank, batch_size * world_size
-        self._fixed = {"seed": seed, "size": len(mixture), "data": data}
+        self._fixed = {"seed": seed, "size": len(mixture), "data": data, "tokenizer": tokenizer}
         self.epoch, self.consumed = 0, 0
 
     def __len__(self) -> int:

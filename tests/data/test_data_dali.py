@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from cllip_fast import extras
+from cllip_fast.data import load_tokenizer
 from cllip_fast.data.crop import CROPS, choose_window
 from cllip_fast.data.dali import create_dali_loader
 from cllip_fast.data.dali.encode import Encoded
@@ -24,6 +25,7 @@ from cllip_fast.errors import InputError
 from tests.data.painted import jpeg, record, write_shard
 from tests.data.photos import encoded, photo
 from tests.data.test_data_decode import check_close, full
+from tests.ranks import on_ranks
 
 with_dali = pytest.mark.skipif(
     extras.probe("dali") is None, reason="DALI is not installed (pip install 'cllip-fast[dali]')"
@@ -104,9 +106,9 @@ def refusing(monkeypatch, keys):
 
 
 @with_dali
-@pytest.mark.parametrize("crop", CROPS)
-def test_training_batches_are_the_plain_loaders(scene_set, loader, dali, crop):
-    settings = {"train": True, "batch_size": 6, "crop": crop, "flip": 0.5, "weights": [3, 1]}
+@pytest.mark.parametrize(("crop", "resampled"), [*((crop, False) for crop in CROPS), ("random", True)])
+def test_training_batches_are_the_plain_loaders(scene_set, loader, dali, crop, resampled):
+    settings = {"train": True, "batch_size": 6, "crop": crop, "flip": 0.5, "weights": [3, 1], "resampled": resampled}
     spec = f"{scene_set / 'train'}::{scene_set / 'val'}"
     made = dali(spec, **settings)
     assert_same(take(made, 12), take(loader(spec, **settings), 12))
@@ -275,6 +277,12 @@ def test_headers_are_read(scene_set):
         changed = data[:frame] + bytes([0xFF, marker]) + data[frame + 2 : frame + 4] + bytes([bits]) + data[frame + 5 :]
         assert why_not(changed, (50, 40)) == "arithmetic, lossless or 12-bit JPEG"
     assert why_not(data[:frame] + b"\xff\xff\xff" + data[frame:], (50, 40)) is None, "fill bytes"
+    scan = data.index(b"\xff\xda") + 40
+    for between in (b"\xff\x00", b"\xff\xd3"):
+        assert why_not(data[:scan] + between + data[scan:], (50, 40)) is None, "a scan's own"
+    for name, between in {"end": b"\xff\xd9", "frame": data[frame : frame + 19], "reserved": b"\xff\x02"}.items():
+        assert why_not(data[:scan] + between + data[scan:], (50, 40)) == "markers out of order", name
+    assert why_not(data[: data.index(b"\xff\xda")] + b"\xff\xd9", (50, 40)) == "markers out of order", "no scan"
 
 
 def test_no_header_is_too_broken_to_be_told_so():
@@ -334,6 +342,31 @@ def test_resuming_goes_on_exactly_with_either_loader(tmp_path, dali, loader, wor
     assert [a.keys + b.keys for a, b in pairs] == [batch.keys for batch in rest]
 
 
+def keys_of_a_rank(rank, world_size, folder, tokenizer, steps, state):
+    """Keys of `steps` steps of twelve samples over all ranks, and the state after them."""
+    made = create_dali_loader(
+        folder, tokenizer=load_tokenizer(tokenizer), batch_size=12 // world_size, image_size=16, text_length=8,
+        region_length=4, max_regions=1, train=True, rank=rank, world_size=world_size, threads=1,
+    )  # fmt: skip
+    if state is not None:
+        made.load_state_dict(state)
+    return [batch.keys for batch in itertools.islice(made.forever(), steps)], made.state_dict()
+
+
+@with_dali
+@pytest.mark.slow
+def test_two_ranks_visit_each_sample_once_and_three_take_over(tmp_path, scene_set):
+    write_shard(tmp_path, photos(48))
+    arguments = str(tmp_path), str(scene_set / "tokenizer.json")
+    first = on_ranks(2, keys_of_a_rank, *arguments, 2, None)
+    state = first[0][1]
+    assert first[1][1] == state
+    rest = [keys_of_a_rank(rank, 3, *arguments, 2, state) for rank in range(3)]
+    counts = Counter(key for keys, _ in first + rest for batch in keys for key in batch)
+    assert len(counts) == 48
+    assert set(counts.values()) == {1}
+
+
 # Faults
 
 BROKEN = [
@@ -375,6 +408,36 @@ def test_broken_samples_are_left_out_of_evaluation(tmp_path, dali, loader):
             assert_same(list(made), list(plain))
         assert made.counts == plain.counts
         assert made.skipped == plain.skipped == {"broken image": 10}
+
+
+def damaged(data, rng):
+    """A file with some bytes changed, its end cut off but for the mark, or a run of other bytes in place of one."""
+    data, kind = bytearray(data), rng.integers(4)
+    if kind == 0:
+        data = data[: rng.integers(600, len(data))] + b"\xff\xd9"
+    elif kind == 1:
+        start = rng.integers(600, len(data) - 200)
+        data[start : start + rng.integers(150)] = rng.bytes(rng.integers(150))
+    else:
+        for place in rng.integers(2, 700 if kind == 2 else len(data), 2):
+            data[place] = rng.integers(256)
+    return bytes(data)
+
+
+@with_dali
+@pytest.mark.parametrize("crop", ["pad", "random"])
+def test_random_damage_leaves_out_the_samples_that_the_plain_loader_leaves_out(tmp_path, dali, loader, crop):
+    """Where damage makes a marker in a scan, libjpeg refuses what DALI, done with its window, would take."""
+    rng, kinds = np.random.default_rng(0), [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}]
+    files = [damaged(encoded(photo(100, 80, i), **kinds[i % 4]), rng) for i in range(60)]
+    write_shard(tmp_path, [(f"d{i}", file, record(100, 80)) for i, file in enumerate(files)])
+    settings = {"train": True, "batch_size": 6, "crop": crop, "max_broken": 1.0}
+    made, plain = dali(tmp_path, **settings), loader(tmp_path, **settings)
+    assert_same(take(made, 10), take(plain, 10), levels=2.0)
+    assert made.counts == plain.counts
+    assert made.skipped == plain.skipped
+    assert 5 < made.counts["samples_skipped"] < 30
+    assert sum(made.by_pillow.values()) < 10, "most is DALI's"
 
 
 @with_dali
@@ -430,6 +493,15 @@ def test_workers_stop_at_once_and_may_start_while_a_pipeline_runs(tmp_path, dali
         assert set(multiprocessing.active_children()) == before, "nothing waits for the garbage collection"
     finally:
         gc.enable()
+
+
+@with_dali
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_callers_random_numbers_are_left_alone(tmp_path, dali, workers):
+    write_shard(tmp_path, photos(8))
+    before = torch.get_rng_state()
+    take(dali(tmp_path, train=True, workers=workers), 3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # Arguments

@@ -2,12 +2,13 @@
 
 import itertools
 import pickle
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from cllip_fast.data import Batch
+from cllip_fast.data import Batch, train_bpe
 from cllip_fast.errors import InputError
 from tests.data.painted import jpeg, record, write_shard
 
@@ -183,3 +184,21 @@ def test_no_region_places_is_allowed(scene_set, loader):
     batch = next(iter(loader(scene_set / "val", max_regions=0)))
     assert batch.boxes.shape == (4, 0, 4)
     assert batch.phrases == [[]] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_callers_random_numbers_are_left_alone(scene_set, loader, workers):
+    """Else a model's dropout would depend on how its data is loaded."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    made = loader(scene_set / "train", train=True, workers=workers, crop="random", flip=0.5)
+    list(itertools.islice(made.forever(), 3))
+    list(loader(scene_set / "val", workers=workers))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_a_state_of_another_tokenizer_is_refused(scene_set, loader):
+    state = loader(scene_set / "train", train=True).state_dict()
+    other = loader(scene_set / "train", train=True, tokenizer=train_bpe(["other texts"], 300))
+    with pytest.raises(InputError, match=r"tokenizer json with .* ids, SHA-256 .*, but this loader has json with 2"):
+        other.load_state_dict(state)

@@ -1,7 +1,7 @@
 """The loader that decodes with DALI, on a GPU or without one: the plain loader's batches but for the decoder's pixels.
 
-    workers          read, check, choose windows, captions and regions, tokenise (`encode.py`, on the plain assembler);
-                     Pillow decodes there what is no plain JPEG (`jpeg.py`)
+    workers          read by offset, check, choose windows, captions and regions, tokenise (`encode.py`, with the plain
+                     loader's assembler); Pillow decodes there what is no plain JPEG (`jpeg.py`)
     this process     feeds encoded bytes and windows to DALI's threads or GPU (`pipeline.py`), one batch ahead
                      (`batches.py`)
 
@@ -9,12 +9,19 @@ DALI's own readers shuffle in a buffer, and can neither resume in the middle of 
 only decoding is DALI's: samples, order, substitutes and state are the plain loader's objects, and the price is that
 encoded bytes pass through Python's memory. What is decoded goes to torch without a copy.
 
-Memory, in bytes, of B samples of F encoded bytes each, side S, element size e, in R runs of n = ⌈B / R⌉:
+A batch of B samples is decoded in R runs of n = ⌈B / R⌉; DALI's queue is R + 1 runs deep, so that while a batch is
+used, the whole next one is under way. With workers = 0 reading and tokenising happen between two batches instead.
 
-    encoded    2 F B (a GPU: 4 F B), and F B for each batch that a worker has ready
-    decoded    3 · max_decoded_pixels · n ≤ decode_memory, whatever the images; a GPU may decode one run while it
-               resizes another, twice that. DALI keeps what it once took
-    ready      3 S² e n (R + 1), and the batches that the caller holds; e = 4 for bf16 until it is rounded
+Memory in bytes, with F encoded bytes a sample, side S, element size e (4 for bf16, which torch rounds from fp32), L and
+Lr tokens, M regions, w workers:
+
+    host       F B (2 + 2 w)                       two batches with DALI, two a worker ready
+    pinned     2 F B + B (8 L + M (8 Lr + 17))     a GPU: DALI's copies of the files, texts and boxes
+    decoded    3 · max_decoded_pixels · n ≤ decode_memory at the most, whatever the images; on the device. A GPU may
+               decode one run while it resizes another, twice that. DALI keeps what it once took
+    ready      3 S² e n (R + 1), on the device, and the batches that the caller holds
+
+To which come the decoders' own tables and scratch, which DALI states nowhere.
 """
 
 from __future__ import annotations
@@ -81,7 +88,7 @@ def create_dali_loader(
             f"decode_memory is {decode_memory}, expected at least 3 bytes a pixel of max_decoded_pixels "
             f"{max_decoded_pixels}"
         )
-    plain = create_loader(spec, **settings)
+    parts = create_loader(spec, **settings).parts
     batch_size = settings["batch_size"]
     runs = math.ceil(batch_size / (decode_memory // (3 * max_decoded_pixels)))
     decoding = Settings(
@@ -95,11 +102,9 @@ def create_dali_loader(
         run_size=math.ceil(batch_size / runs),
         depth=runs + 1,
     )
-    encoder = Encoder.like(plain._batches.dataset, max_decoded_pixels)
-    batches = DaliBatches(
-        encoder, plain._order, decoding, settings.get("workers", 0), settings.get("pin_memory", False)
-    )
-    return DaliLoader(batches, plain._order, plain._faults, plain.samples, f"dali {extras.probe('dali')} ({device})")
+    encoder = Encoder(parts.assembler, max_decoded_pixels)
+    batches = DaliBatches(encoder, parts.order, decoding, settings.get("workers", 0), settings.get("pin_memory", False))
+    return DaliLoader(parts, batches, f"dali {extras.probe('dali')} ({device})")
 
 
 def _check_device(device: torch.device | str) -> torch.device:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cllip_fast.data.assemble import Assembled
 from cllip_fast.data.dali.encode import Encoded, Encoder, Run, stand_in_run
 from cllip_fast.data.dali.pipeline import Settings, build, take
+from cllip_fast.data.loader import work_ahead
 from cllip_fast.data.order import EvaluationOrder, TrainingOrder
 
 _log = logging.getLogger("cllip_fast.data")
@@ -87,9 +87,7 @@ class DaliBatches:
         pin_memory: bool,
     ) -> None:
         self._encoder, self._settings, self._pin_memory = encoder, settings, pin_memory
-        self._encoded = DataLoader(
-            encoder, sampler=order, batch_size=None, num_workers=workers, persistent_workers=workers > 0
-        )
+        self._encoded = work_ahead(encoder, order, workers)
         self.by_pillow: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Assembled]:
@@ -127,7 +125,7 @@ class DaliBatches:
             images = images.permute(0, 3, 1, 2)
         if encoded.rows:
             rows = torch.tensor(encoded.rows, device=images.device)
-            images[rows] = self._encoder.normalise(encoded.squares.to(images.device)).to(images.dtype)
+            images[rows] = encoded.squares.to(images)
         self.by_pillow.update(encoded.reasons)
         images, texts = images.to(settings.dtype), encoded.batch
         if self._pin_memory:

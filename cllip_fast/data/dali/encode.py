@@ -5,23 +5,20 @@ from __future__ import annotations
 import functools
 import io
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from cllip_fast.data.assemble import Assembled, Assembler, _Broken, _Sample
+from cllip_fast.data.assemble import Assembled, Assembler, Sample, Source
 from cllip_fast.data.batch import Batch
 from cllip_fast.data.crop import Window
 from cllip_fast.data.dali.jpeg import why_not
-from cllip_fast.data.decode import ImageError
-from cllip_fast.data.faults import Fault
 from cllip_fast.data.order import BatchPlan
-from cllip_fast.data.record import RecordError, parse_record
-from cllip_fast.data.shards import ShardError
 
 _STAND_IN_WINDOW = Window((0, 0, 16, 16), (0, 0, 1, 1))
 
@@ -42,7 +39,7 @@ class Encoded:
     """A batch whose pictures are still to be decoded.
 
     Attributes:
-        batch: texts and boxes; its images are a stand-in.
+        batch: texts and boxes, tokenised; its images are empty.
         plan: what the batch was made from.
         numbers: the samples' numbers, substitutes in place of what they replace.
         files: uint8, all files one after the other; a tiny JPEG stands in for each that Pillow decoded.
@@ -50,7 +47,7 @@ class Encoded:
         windows: int64 [B, 2, 4]: source and target of each window.
         mirrored: int32 [B].
         rows: which pictures Pillow decoded.
-        squares: uint8 [len(rows), S, S, 3]: those.
+        squares: float32 [len(rows), 3, S, S]: those, normalised.
         reasons: why they were not for DALI.
     """
 
@@ -91,87 +88,58 @@ class Encoded:
 
 
 class _Picture(NamedTuple):
-    """One sample; without `data` its picture is in its square already."""
+    """What DALI gets of one sample; `reason` says why it gets a stand-in, and the picture is in its square already."""
 
-    sample: _Sample
     number: int
-    data: bytes | None
+    data: bytes
     window: Window
     mirrored: bool
     reason: str | None
 
 
-class Encoder(Assembler):
-    """`encoder[plan]` is the plain assembler's batch of this plan, with `Encoded` where that has decoded pictures.
+class Encoder(Dataset):
+    """`encoder[plan]` is the assembler's batch of this plan, with `Encoded` where that has decoded pictures.
 
     Attributes:
-        refused: samples that DALI was found to refuse; Pillow decodes them.
+        assembler: finds samples, substitutes and texts, and decodes what is not for DALI.
+        refused: numbers of samples that DALI was found to refuse; Pillow decodes them.
     """
 
-    # The plain assembler's way through a batch is inherited, so that samples are left out and replaced alike; only
-    # what becomes of a picture differs.
-    @classmethod
-    def like(cls, assembler: Assembler, max_decoded_pixels: int) -> Encoder:
-        """An encoder for the same samples, texts and views. Larger pictures than stated are not for DALI."""
-        made = cls.__new__(cls)
-        made.__dict__.update(assembler.__dict__)
-        made._max_decoded = min(max_decoded_pixels, assembler.decoder._max_pixels)
-        made.refused = set()
-        return made
-
-    def normalise(self, squares: Tensor) -> Tensor:
-        """uint8 [n, S, S, 3] as float32 [n, 3, S, S], on the same device."""
-        scale, shift = self._scale.to(squares.device), self._shift.to(squares.device)
-        return squares.permute(0, 3, 1, 2).float() * scale + shift
+    def __init__(self, assembler: Assembler, max_decoded_pixels: int) -> None:
+        """Larger pictures than stated are not for DALI."""
+        self.assembler, self.refused = assembler, set[int]()
+        self._max_decoded = min(max_decoded_pixels, assembler.decoder.max_pixels)
 
     def __getitem__(self, plan: BatchPlan) -> Assembled:
-        assembled = super().__getitem__(plan)
-        if assembled.batch is None:
-            return assembled
-        return assembled._replace(batch=replace(assembled.batch, plan=plan))
+        samples, squares, broken, faults = self.assembler.gather(plan, self._place)
+        encoded = self._encode(plan, samples, squares) if samples else None
+        return Assembled(encoded, len(plan), broken, faults)
 
-    def _load(self, epoch: int, number: int, square: np.ndarray, faults: list[Fault]) -> _Picture:
-        key = self._index.keys[number]
-        shard, image_offset, image_size, record_offset, record_size = self._index.places[number].tolist()
-        path = str(self._index.shards[shard])
-        try:
-            record = parse_record(self._reader.read(shard, record_offset, record_size))
-            view = self._viewer.view(record, key, epoch)
-            data = self._reader.read(shard, image_offset, image_size)
-            size = (record.width, record.height)
-            reason = self._why_not(number, data, size)
-            if reason is not None:
-                self.decoder.fill(data, size, view.window, self._padding, square)
-        except (RecordError, ImageError) as error:
-            raise _Broken(Fault(error.kind, path, key, str(error))) from error
-        except ShardError as error:
-            raise _Broken(Fault("unreadable shard", path, key, str(error))) from error
-        faults.extend(Fault(kind, path, key, detail) for kind, detail in record.problems)
-        sample = _Sample(key, view.caption, record.captions, view.boxes, view.phrases)
+    def _place(self, source: Source, square: np.ndarray) -> _Picture:
+        reason = self._why_not(source)
         if reason is None:
-            return _Picture(sample, number, data, view.window, view.mirrored, None)
-        if view.mirrored:
-            square[...] = square[:, ::-1].copy()
-        return _Picture(sample, number, None, _STAND_IN_WINDOW, False, reason)
+            return _Picture(source.number, source.data, source.view.window, source.view.mirrored, None)
+        self.assembler.place(source, square)
+        return _Picture(source.number, stand_in(), _STAND_IN_WINDOW, False, reason)
 
-    def _why_not(self, number: int, data: bytes, size: tuple[int, int]) -> str | None:
-        if size[0] * size[1] > self._max_decoded:
+    def _why_not(self, source: Source) -> str | None:
+        if source.size[0] * source.size[1] > self._max_decoded:
             return "large"
-        return "refused by DALI" if number in self.refused else why_not(data, size)
+        return "refused by DALI" if source.number in self.refused else why_not(source.data, source.size)
 
-    def _collate(self, pictures: list[_Picture], pixels: np.ndarray) -> Encoded:
-        rows = [row for row, picture in enumerate(pictures) if picture.data is None]
-        files = [stand_in() if picture.data is None else picture.data for picture in pictures]
+    def _encode(self, plan: BatchPlan, samples: list[Sample], squares: np.ndarray) -> Encoded:
+        pictures: list[_Picture] = [sample.picture for sample in samples]
+        rows = [row for row, picture in enumerate(pictures) if picture.reason is not None]
         return Encoded(
-            batch=super()._collate([picture.sample for picture in pictures], pixels[:, :1, :1]),
-            plan=[],
+            batch=self.assembler.collate(samples, torch.empty(0)),
+            plan=plan,
             numbers=[picture.number for picture in pictures],
-            files=torch.frombuffer(bytearray().join(files), dtype=torch.uint8),
-            ends=np.cumsum([len(file) for file in files]).tolist(),
+            files=torch.frombuffer(bytearray().join(picture.data for picture in pictures), dtype=torch.uint8),
+            ends=np.cumsum([len(picture.data) for picture in pictures]).tolist(),
             windows=np.array([picture.window for picture in pictures], dtype=np.int64),
             mirrored=np.array([picture.mirrored for picture in pictures], dtype=np.int32),
             rows=rows,
-            squares=torch.from_numpy(pixels[rows]),
+            squares=self.assembler.normalise(squares[rows]),
             reasons=Counter(picture.reason for picture in pictures if picture.reason is not None),
         )
 
