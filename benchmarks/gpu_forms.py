@@ -13,13 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers import COMPILED, FILTER_THRESHOLD, OURS, POOL_TEMPERATURE, Case, Loss, make_inputs
+from cllip_fast import extras
 from cllip_fast.losses import ClipLoss, PatchTextLoss, RegionTextLoss, SigLipLoss
+from cllip_fast.streaming.small import small_info_nce, small_sigmoid_loss
 from tests import dense
 from tests.openclip_peer import openclip_losses
 
 PEER_PACKAGES = (
     *("open_clip_torch", "inf-cl", "memeff", "siglip-kernel", "late-interaction-kernels", "cut-cross-entropy"),
 )
+
+PLAIN = "plain PyTorch"
+"""Our own dense form, which `auto` takes for few rows."""
+
+
+def backend() -> str:
+    """Ours: the kernels by name, as `auto` does not take them yet; in a dry run, what a CPU has."""
+    return "triton" if torch.cuda.is_available() and extras.probe("triton") else "auto"
 
 
 def inputs_on(case: Case, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
@@ -134,7 +144,8 @@ def compiled(loss: Loss) -> Callable[[Case], Loss]:
 
 FORMS: dict[str, dict[str, Callable[[Case], Loss]]] = {
     "clip": {
-        OURS: lambda case: ClipLoss(),
+        OURS: lambda case: ClipLoss(backend=backend()),
+        PLAIN: lambda case: lambda *features: small_info_nce(*features, None, None),
         "open_clip": lambda case: openclip_losses().ClipLoss(),
         "inf-cl": inf_cl,
         "memeff": memeff,
@@ -143,24 +154,26 @@ FORMS: dict[str, dict[str, Callable[[Case], Loss]]] = {
         f"{COMPILED} dense": compiled(dense.clip),
     },
     "siglip": {
-        OURS: lambda case: SigLipLoss(),
+        OURS: lambda case: SigLipLoss(backend=backend()),
+        PLAIN: lambda case: small_sigmoid_loss,
         "open_clip": lambda case: openclip_losses().SigLipLoss(),
         "siglip-kernel": siglip_kernel,
         f"{COMPILED} dense": compiled(dense.siglip),
     },
     "region": {
-        OURS: lambda case: RegionTextLoss(filter_threshold=FILTER_THRESHOLD),
+        OURS: lambda case: RegionTextLoss(filter_threshold=FILTER_THRESHOLD, backend=backend()),
+        PLAIN: lambda case: lambda *features: small_info_nce(*features, None, FILTER_THRESHOLD),
         "dense": lambda case: dense_region,
         f"{COMPILED} dense": compiled(dense_region),
     },
     "patch max": {
-        OURS: lambda case: PatchTextLoss(pool="max"),
+        OURS: lambda case: PatchTextLoss(pool="max", backend=backend()),
         "einsum": lambda case: einsum_max,
         "late-interaction-kernels": late_interaction,
         f"{COMPILED} einsum": compiled(einsum_max),
     },
     "patch softmax": {
-        OURS: lambda case: PatchTextLoss(pool="softmax", pool_temperature=POOL_TEMPERATURE),
+        OURS: lambda case: PatchTextLoss(pool="softmax", pool_temperature=POOL_TEMPERATURE, backend=backend()),
         "einsum": lambda case: einsum_softmax,
         f"{COMPILED} einsum": compiled(einsum_softmax),
     },

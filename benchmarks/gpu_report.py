@@ -35,23 +35,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_forms import FORMS, inputs_on, versions
+from benchmarks.gpu_forms import FORMS, PLAIN, backend, inputs_on, versions
 from benchmarks.peers import COMPILED, OURS, Case, Loss
 from benchmarks.report import PRODUCTS, RESULTS, cell, size_of, table
 from cllip_fast import extras
-from cllip_fast.streaming.small import SMALL_ROWS
+from cllip_fast.streaming.small import plain_rows
 
-WIDTH = 512
-ROWS = (1024, 4096, 8192, 16384, 32768, 65536)
-PATCHES = ((64, 256, 4), (256, 256, 8), (512, 256, 8))
-"""Images, patches, texts of an image."""
+SIZES = (
+    *((rows, 512) for rows in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)),
+    (65536, 768),
+)
+"""Rows, D."""
+PLAIN_UP_TO = 8192
+"""Rows at which our plain form is still tried, to find where the kernels become the faster ones."""
+LARGEST = (2**20, 768)
+"""Run once, for its memory."""
+PATCHES = ((64, 256, 4, 512), (256, 256, 8, 512), (512, 196, 8, 512))
+"""Images, patches, texts of an image, D."""
 COMPILED_SIZES = {8192, 32768, 256}
 """Rows or images at which compiled forms run: each size is compiled anew."""
-SECONDS = {"tests": 150, "matmul": 10, "clip": 85, "siglip": 60, "region": 60, "patch max": 40, "patch softmax": 40}
+SECONDS = {
+    **{"tests": 150, "matmul": 10, "clip": 75, "siglip": 55, "region": 55, "patch max": 40, "patch softmax": 40},
+    "largest": 30,
+}
 TOTAL_SECONDS = 465
 ROUNDS_SECONDS = 0.5
 """For the rounds of one form at one size, about; at least 5 rounds, at most 30."""
-TESTS = ["-m", "pytest", "tests", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+TESTS = ["-m", "pytest", "tests", "-m", "gpu and not slow", "-q", "-p", "no:cacheprovider"]
+HARDWARE = {loss: 6 if loss == "region" else products.hardware for loss, products in PRODUCTS.items()}
+"""Products that ours runs; the conflict filter is a whole one there, forward and backward."""
 SAME = 0.05
 """Largest relative difference from our loss and gradients with which a form still computes the same thing in bf16."""
 
@@ -109,15 +121,21 @@ class Report:
 {warning}`{about["command"]}`, commit {about["commit"]}
 ({software}; peers: {peers}).
 
-Forward and backward, {about["dtype"]}, random unit-norm inputs, one process. Rounds interleaved, the L2 cache
-overwritten before every turn, medians of CUDA events. Peak memory above the inputs, of PyTorch's allocator. Useful: the
-products that a loss and its gradients need, 2 · rows · columns · D operations each; hardware: those that ours runs
-(`benchmarks.report.PRODUCTS`), also as a share of the rate of an 8192³ product in this run, {rate}.
+Ours: `backend="{about["backend"]}"`. Forward and backward, {about["dtype"]}, random unit-norm inputs, one process.
+Rounds interleaved, the L2 cache overwritten before every turn, medians of CUDA events. Peak memory above the inputs, of
+PyTorch's allocator. Useful: the products that a loss and its gradients need, 2 · rows · columns · D operations each;
+hardware: those that ours runs (`HARDWARE`), also as a share of the rate of an 8192³ product in this run, {rate}.
 Difference: the largest relative difference (Frobenius norm) from our value and gradients.
 
 {table(("section", "outcome"), self.sections.items())}
 """
         ]
+        limits = crossovers(self.rows)
+        if limits:
+            parts.append(
+                "Rows up to which our plain form takes no longer than the kernels (`PLAIN_ROWS` in "
+                f"`cllip_fast/streaming/small.py`):\n\n{table(('loss', 'rows'), limits.items())}\n"
+            )
         for loss in dict.fromkeys(row.loss for row in self.rows):
             cells = [row_cells(row) for row in self.rows if row.loss == loss]
             parts.append(f"## {loss}\n\n{table((*header, '% of matmul', 'difference', 'note'), cells)}\n")
@@ -198,6 +216,8 @@ def measure(case: Case, device: Device, dtype: torch.dtype, matmul: float | None
     inputs = inputs_on(case, device.device, dtype)
     rows, steps, ours = [], {}, None
     for name, make in FORMS[case.loss].items():
+        if name == PLAIN and case.size[0] > PLAIN_UP_TO:
+            continue
         row = Row(case.loss, size_of({"size": case.size}), name, case.scale)
         rows.append(row)
         if name.startswith(COMPILED) and case.size[0] not in COMPILED_SIZES and not device.dry_run:
@@ -263,8 +283,7 @@ def add_rates(rows: list[Row], case: Case, matmul: float | None) -> None:
         row.times_ours = row.ms / ours if ours else None
         row.useful_tflops = products.useful * tera / row.ms * 1e3
         if row.form == OURS:
-            number = products.small if len(size) == 2 and size[0] <= SMALL_ROWS else products.hardware
-            row.hardware_tflops = number * tera / row.ms * 1e3
+            row.hardware_tflops = HARDWARE[case.loss] * tera / row.ms * 1e3
             row.percent_of_matmul = 100 * row.hardware_tflops / matmul if matmul else None
 
 
@@ -301,9 +320,9 @@ def run_tests(seconds: float, dry_run: bool) -> str:
 def cases(loss: str, dry_run: bool) -> list[Case]:
     scale = 10.0 if loss == "siglip" else 14.3
     if loss.startswith("patch"):
-        sizes = [(*size, WIDTH) for size in PATCHES] if not dry_run else [(3, 4, 2, 16)]
+        sizes = PATCHES if not dry_run else [(3, 4, 2, 16)]
     else:
-        sizes = [(rows, WIDTH) for rows in ROWS] if not dry_run else [(SMALL_ROWS + 1, 16)]
+        sizes = SIZES if not dry_run else [(plain_rows("info_nce", "cpu") + 1, 16)]
     return [Case(loss, size, scale) for size in sizes]
 
 
@@ -316,6 +335,7 @@ def about(device: Device, dtype: torch.dtype, args: argparse.Namespace) -> dict[
         "commit": args.commit or output_of(["git", "rev-parse", "--short=12", "HEAD"]),
         "device": "a CPU" if args.dry_run else torch.cuda.get_device_name(device.device),
         "driver": output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "backend": backend(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "triton": extras.probe("triton"),
@@ -351,11 +371,53 @@ def run(args: argparse.Namespace) -> Report:
         elif section == "matmul":
             report.matmul_tflops = matmul_rate(device, dtype)
             report.sections[section] = "done"
+        elif section == "largest":
+            report.rows.append(largest(device, dtype))
+            report.sections[section] = report.rows[-1].note or "done"
         else:
             report.sections[section] = sweep(section, report, device, dtype, deadline)
         print(f"{section}: {report.sections[section]}", flush=True)
         report.write()
     return report
+
+
+def largest(device: Device, dtype: torch.dtype) -> Row:
+    """Ours at `LARGEST`, forward and backward once."""
+    case = Case("clip", LARGEST if not device.dry_run else (300, 16), 14.3)
+    row = Row(case.loss, size_of({"size": case.size}), OURS, case.scale)
+    try:
+        run = step(FORMS[case.loss][OURS](case), inputs_on(case, device.device, dtype))
+        with device.peak() as peak:
+            read = device.time(run)
+            device.wait()
+        if not device.dry_run:
+            row.ms = row.min_ms = read()
+            row.peak_mib = peak[0]
+        row.rounds = 1
+    except torch.OutOfMemoryError:
+        row.note = "out of memory"
+    device.empty_cache()
+    return row
+
+
+def crossovers(rows: list[Row]) -> dict[str, str]:
+    """loss -> up to how many rows the plain form takes no longer than ours, between the sizes that were measured."""
+    found = {}
+    for loss in dict.fromkeys(row.loss for row in rows):
+        times = {(row.form, int(row.size.split("×")[0])): row.ms for row in rows if row.loss == loss and row.ms}
+        sizes = sorted(size for form, size in times if form == PLAIN and (OURS, size) in times)
+        ratios = [math.log(times[PLAIN, size] / times[OURS, size]) for size in sizes]
+        if not sizes:
+            continue
+        if ratios[0] > 0:
+            found[loss] = f"below {sizes[0]}"
+        elif ratios[-1] <= 0:
+            found[loss] = f"above {sizes[-1]}"
+        else:
+            above = next(index for index, ratio in enumerate(ratios) if ratio > 0)
+            (low, high), (first, last) = (each[above - 1 : above + 1] for each in (ratios, sizes))
+            found[loss] = f"{first * (last / first) ** (-low / (high - low)):.0f}"
+    return found
 
 
 def sweep(loss: str, report: Report, device: Device, dtype: torch.dtype, deadline: float) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.peers import COMPILED
-from cllip_fast.streaming.small import SMALL_ROWS
+from cllip_fast.streaming.small import plain_rows
 
+SMALL_ROWS = plain_rows("info_nce", "cpu")
 RESULTS = Path(__file__).with_name("results")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -37,11 +39,30 @@ def scores(rows: Tensor, columns: Tensor, scale: Tensor, out: Tensor) -> Tensor:
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [n, D] += left [n, m] · right [m, D]; `left` is rounded to the type of `right` for tensor cores."""
+    """total [n, D] += left [n, m] · right [m, D]; `left` is rounded to the type of `right` for tensor cores.
+
+    The sum is taken inside the product where it can be, so that no second [n, D] is stored, written and read.
+    """
+    left = left.to(right.dtype)
     if right.dtype == total.dtype:
         total.addmm_(left, right)
+    elif not total.is_cuda:  # a CPU's product of half precision has no other result than half precision
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+    elif adds_inside(total.device):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        total.add_(torch.mm(left.to(right.dtype), right, out_dtype=total.dtype))
+        total.add_(torch.mm(left, right, out_dtype=total.dtype))
+
+
+@functools.cache
+def adds_inside(device: torch.device) -> bool:
+    """Whether PyTorch adds a half-precision product to fp32 in one operation: some versions and devices refuse that."""
+    total, half = torch.zeros(16, 16, device=device), torch.zeros(16, 16, device=device, dtype=torch.bfloat16)
+    try:
+        torch.addmm(total, half, half, out_dtype=total.dtype, out=total)
+    except RuntimeError:
+        return False
+    return True
 
 
 def inner(left: Tensor, right: Tensor) -> Tensor:

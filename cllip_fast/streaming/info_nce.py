@@ -57,7 +57,7 @@ def info_nce(
     Returns:
         [] loss; 0 if there is no valid row on any rank. NaN features give a NaN loss.
     """
-    if valid is None and is_small(rows, group, chunk_size, backend):
+    if valid is None and is_small("info_nce", rows, group, chunk_size, backend):
         return small_info_nce(rows, texts, logit_scale, ids, threshold)
     keep = torch.is_grad_enabled() and (rows.requires_grad or texts.requires_grad or logit_scale.requires_grad)
     return _forward(

@@ -48,7 +48,7 @@ def sigmoid_loss(
     Returns:
         [] this rank's loss in the accumulation type; gradients are those of the sum of all ranks' losses.
     """
-    if is_small(rows, group, chunk_size, backend):
+    if is_small("sigmoid", rows, group, chunk_size, backend):
         return small_sigmoid_loss(rows, texts, logit_scale, logit_bias)
     inputs = (rows, texts, logit_scale, logit_bias)
     needs = [torch.is_grad_enabled() and each is not None and each.requires_grad for each in inputs]

@@ -12,19 +12,31 @@ from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.plan import AUTO
 from cllip_fast.streaming.precision import plain_precision
 
-SMALL_ROWS = 256
-"""Up to this many rows the plain form is used. On a CPU it is the faster one up to about 500 rows, and takes 0.7 of the
-dense loss's time; 256 keeps its matrix at 256 KiB.
+PLAIN_ROWS = {
+    "cpu": {"info_nce": 256, "sigmoid": 256},
+    "cuda": {"info_nce": 2048, "sigmoid": 1024},
+}
+"""Device -> operation -> rows up to which `auto` takes the plain form.
+
+On a CPU, measured, it is the faster one up to about 500 rows and takes 0.7 of the dense loss's time; 256 keeps its
+matrix at 256 KiB. On a GPU, predicted from counted launches and bytes (docs/kernels_info_nce.md) and not measured:
+`benchmarks/gpu_report.py` prints the rows at which the two forms take the same time, which belong here.
 """
 
 
-def is_small(rows: Tensor, group: str, chunk_size: int, backend: str) -> bool:
+def plain_rows(operation: str, device: str) -> int:
+    """Rows up to which `auto` takes the plain form of "info_nce" or "sigmoid" on a type of device."""
+    return PLAIN_ROWS.get(device, PLAIN_ROWS["cpu"])[operation]
+
+
+def is_small(operation: str, rows: Tensor, group: str, chunk_size: int, backend: str) -> bool:
     """Whether the plain form is the faster one; never if the caller chose a chunk or a back end."""
-    return 0 < rows.shape[0] <= SMALL_ROWS and group == ALONE and chunk_size == AUTO and backend == "auto"
+    automatic = group == ALONE and chunk_size == AUTO and backend == "auto"
+    return automatic and 0 < rows.shape[0] <= plain_rows(operation, rows.device.type)
 
 
 def small_info_nce(rows: Tensor, texts: Tensor, scale: Tensor, ids: Tensor | None, threshold: float | None) -> Tensor:
-    """`streaming.info_nce` without padding; stores a matrix of at most `SMALL_ROWS`² scores."""
+    """`streaming.info_nce` without padding; stores a matrix of at most `PLAIN_ROWS`² scores."""
     with plain_precision(rows):
         scores = _scores(rows, texts, scale)
         if ids is not None or threshold is not None:
@@ -37,7 +49,7 @@ def small_info_nce(rows: Tensor, texts: Tensor, scale: Tensor, ids: Tensor | Non
 
 
 def small_sigmoid_loss(rows: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """`streaming.sigmoid_loss`; stores matrices of at most `SMALL_ROWS`² scores."""
+    """`streaming.sigmoid_loss`; stores matrices of at most `PLAIN_ROWS`² scores."""
     with plain_precision(rows):
         scores = _scores(rows, texts, scale)
         if bias is not None:

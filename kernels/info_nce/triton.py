@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from cllip_fast.kernels.block import Block, Workspace
@@ -28,9 +29,9 @@ def forward_block(
     """
     if not runs(rows):
         return tiles.forward_block(rows, columns, scale, block, statistics, space)
-    return triton_forward.forward(
-        rows, columns, scale, block, statistics.maximum, statistics.total, statistics.positive
-    )
+    running = statistics.maximum, statistics.total, statistics.positive
+    with torch.cuda.device_of(rows):  # Triton launches on the current device
+        return triton_forward.forward(rows, columns, scale, block, *running)
 
 
 def backward_block(
@@ -57,15 +58,16 @@ def backward_block(
     """
     if not runs(rows):
         more = {"reference": reference, "split": split, "row_part": row_part}
-        return tiles.backward_block(
-            rows, columns, scale, block, row_values, column_values, d_rows, d_columns, space, **more
-        )
+        tiles.backward_block(rows, columns, scale, block, row_values, column_values, d_rows, d_columns, space, **more)
+        return
     if not rows.shape[0] or not columns.shape[0]:
-        return None
+        return
     sides = rows, columns, scale, block, row_values.contiguous(), column_values.contiguous(), d_rows, d_columns
-    if row_part is None and rows.shape[1] <= triton_backward.FUSED_WIDTH:
-        return triton_backward.fused(*sides, split)
-    return triton_backward.by_products(*sides, split, row_part)
+    with torch.cuda.device_of(rows):
+        if row_part is None and rows.shape[1] <= triton_backward.FUSED_WIDTH:
+            triton_backward.fused(*sides, split)
+        else:
+            triton_backward.by_products(*sides, split, row_part)
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:

@@ -14,6 +14,7 @@ otherwise: exact for any finite scores. No atomics: the same input gives the sam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,6 @@ from cllip_fast.kernels.block import Block
 from cllip_fast.kernels.info_nce import triton_tiles as tiles
 from cllip_fast.kernels.info_nce.triton_tiles import (
     Config,
-    Table,
     has_positives,
     is_positive,
     largest,
@@ -34,7 +34,8 @@ from cllip_fast.kernels.info_nce.triton_tiles import (
     score_tile,
     smallest,
 )
-from cllip_fast.kernels.tuning import CompileCase
+from cllip_fast.kernels.products import accumulate
+from cllip_fast.kernels.tuning import LARGE, SMALL, CompileCase, Table, choose
 
 SPREAD: tl.constexpr = tl.constexpr(30.0)
 INF: tl.constexpr = tl.constexpr(float("inf"))
@@ -264,41 +265,48 @@ def fused_gradient(
     tl.store(address, tl.load(address, mask=inside, other=0.0) + total, mask=inside)
 
 
-TUNING: Table = {
-    0: {
-        tiles.HALF: Config(32, 16, 32, 4, 2, tma=True),
-        tiles.HALF_PADDED: Config(16, 32, 32, 4, 2),
-        tiles.HALF_MASKED: Config(16, 32, 32, 4, 2),
-        tiles.FULL: Config(16, 32, 32, 4, 2),
+TUNING = Table(
+    "info_nce gradient",
+    tiles.INTERPRETED
+    | {
+        (80, LARGE, tiles.HALF): Config(128, 128, 32, 8, 4),
+        (80, LARGE, tiles.HALF_PADDED): Config(128, 128, 32, 8, 4),
+        (80, LARGE, tiles.HALF_MASKED): Config(128, 64, 32, 8, 3),
+        (80, LARGE, tiles.FULL): Config(64, 64, 32, 8, 3),
+        (80, SMALL, tiles.HALF): Config(64, 64, 32, 4, 4),
+        (80, SMALL, tiles.HALF_PADDED): Config(64, 64, 32, 4, 4),
+        (80, SMALL, tiles.HALF_MASKED): Config(64, 64, 32, 4, 4),
+        (90, LARGE, tiles.HALF): Config(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, tiles.HALF_PADDED): Config(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, tiles.HALF_MASKED): Config(128, 64, 64, 8, 3, tma=True),
+        (90, LARGE, tiles.FULL): Config(64, 64, 32, 8, 3),
+        (90, SMALL, tiles.HALF): Config(64, 64, 64, 4, 4, tma=True),
+        (90, SMALL, tiles.HALF_PADDED): Config(64, 64, 64, 4, 4, tma=True),
+        (90, SMALL, tiles.HALF_MASKED): Config(64, 64, 64, 4, 4, tma=True),
+        (100, LARGE, tiles.HALF): Config(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, tiles.HALF_PADDED): Config(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, tiles.HALF_MASKED): Config(128, 64, 32, 8, 3, tma=True),
+        (100, LARGE, tiles.FULL): Config(64, 64, 32, 8, 3),
+        (100, SMALL, tiles.HALF): Config(64, 64, 64, 4, 4, tma=True),
+        (100, SMALL, tiles.HALF_PADDED): Config(64, 64, 64, 4, 4, tma=True),
+        (100, SMALL, tiles.HALF_MASKED): Config(64, 64, 64, 4, 4, tma=True),
     },
-    80: {
-        tiles.HALF: Config(128, 128, 32, 8, 4),
-        tiles.HALF_PADDED: Config(128, 128, 32, 8, 4),
-        tiles.HALF_MASKED: Config(128, 64, 32, 8, 3),
-        tiles.FULL: Config(64, 64, 32, 8, 3),
-    },
-    90: {
-        tiles.HALF: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_PADDED: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_MASKED: Config(128, 64, 64, 8, 3, tma=True),
-        tiles.FULL: Config(64, 64, 32, 8, 3),
-    },
-    100: {
-        tiles.HALF: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_PADDED: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_MASKED: Config(128, 64, 32, 8, 3, tma=True),
-        tiles.FULL: Config(64, 64, 32, 8, 3),
-    },
-}
-"""Of `write_gradient`. Capability -> kind of tile -> configuration; 0 is the interpreter."""
+    tiles.candidates(),
+)
+"""Of `write_gradient`."""
 
-_HALF_KINDS = (tiles.HALF, tiles.HALF_PADDED, tiles.HALF_MASKED)
-FUSED_TUNING: Table = {
-    0: dict.fromkeys((*_HALF_KINDS, tiles.FULL), Config(32, 16, 32, 4, 2)),
-    80: dict.fromkeys(_HALF_KINDS, Config(64, 64, 32, 8, 2)) | {tiles.FULL: Config(32, 32, 16, 8, 2)},
-    90: dict.fromkeys(_HALF_KINDS, Config(64, 64, 64, 8, 3)) | {tiles.FULL: Config(32, 32, 16, 4, 2)},
-    100: dict.fromkeys(_HALF_KINDS, Config(64, 64, 64, 8, 3)) | {tiles.FULL: Config(32, 16, 16, 4, 2)},
-}
+FUSED_TUNING = Table(
+    "info_nce fused gradient",
+    {(0, LARGE, kind): Config(32, 16, 32, 4, 2) for kind in tiles.KINDS}
+    | {(80, LARGE, kind): Config(64, 64, 32, 8, 2) for kind in tiles.HALF_KINDS}
+    | {(90, LARGE, kind): Config(64, 64, 64, 8, 3) for kind in tiles.HALF_KINDS}
+    | {(100, LARGE, kind): Config(64, 64, 64, 8, 3) for kind in tiles.HALF_KINDS}
+    | {
+        (80, LARGE, tiles.FULL): Config(32, 32, 16, 8, 2),
+        (90, LARGE, tiles.FULL): Config(32, 32, 16, 4, 2),
+        (100, LARGE, tiles.FULL): Config(32, 16, 16, 4, 2),
+    },
+)
 """Of `fused_gradient`."""
 
 FUSED_BLOCK = {0: 16, 80: 128, 90: 128, 100: 128}
@@ -319,19 +327,21 @@ def by_products(
 ) -> None:
     """G piece by piece, each with two library products; see `tiles.backward_block`."""
     n, m = rows.shape[0], columns.shape[0]
-    table, kind = tiles.of_device(TUNING, rows.device), tiles.kind_of(rows.dtype, block)
+    kind = tiles.kind_of(rows.dtype, block)
     if kind != tiles.FULL and (split or row_part is not None):
         kind = tiles.HALF_MASKED  # two tiles of gradients: as many registers
-    config = table[kind]
-    height, room = tiles.gradient_room(rows, m, config.rows)
-    column_room = torch.empty_like(room) if split else None
-    arguments = tiles.pair_arguments(rows, columns, scale, block, config)
-    for start in range(0, n, height):
+
+    @functools.cache
+    def arguments(config: Config) -> dict[str, Any]:
+        return tiles.pair_arguments(rows, columns, scale, block, config)
+
+    def launch(config: Config, start: int, height: int, room: Tensor, column_room: Tensor | None) -> Tensor | None:
+        """Rows start … start + height of G, at most; the row part, one line a row tile."""
         stop = min(n, start + height)
         strips = triton.cdiv(stop - start, config.rows)
         parts = None if row_part is None else scale.new_empty((strips, m))
         write_gradient[(strips * triton.cdiv(m, config.columns),)](
-            **arguments,
+            **arguments(config),
             start=start,
             n=stop,
             row_values=row_values,
@@ -343,13 +353,25 @@ def by_products(
             row_part=parts,
             **config.options(),
         )
+        return parts
+
+    def first_piece(config: Config) -> None:
+        height, room = tiles.gradient_room(rows, m, config.rows)
+        launch(config, 0, height, room, torch.empty_like(room) if split else None)
+
+    config = choose(TUNING, kind, rows.device, tiles.programs(rows, columns), first_piece)
+    height, room = tiles.gradient_room(rows, m, config.rows)
+    column_room = torch.empty_like(room) if split else None
+    for start in range(0, n, height):
+        stop = min(n, start + height)
+        parts = launch(config, start, height, room, column_room)
         if parts is not None:
             row_part += parts.sum(0)
         by_row, by_column = (each[: stop - start, :m] for each in (room, column_room if split else room))
         if d_rows.numel():
-            tiles.accumulate(d_rows[start:stop], by_row, columns)
+            accumulate(d_rows[start:stop], by_row, columns)
         if d_columns.numel():
-            tiles.accumulate(d_columns, by_column.t(), rows[start:stop])
+            accumulate(d_columns, by_column.t(), rows[start:stop])
 
 
 def fused(
@@ -364,7 +386,7 @@ def fused(
     split: bool,
 ) -> None:
     """Nothing but registers for G; see `tiles.backward_block`."""
-    config = tiles.of_device(FUSED_TUNING, rows.device)[tiles.kind_of(rows.dtype, block)]
+    config = choose(FUSED_TUNING, tiles.kind_of(rows.dtype, block), rows.device, tiles.programs(rows, columns))
     width = min(triton.next_power_of_2(rows.shape[1]), tiles.of_device(FUSED_BLOCK, rows.device))
     rows, columns = tiles.dense_rows(rows), tiles.dense_rows(columns)
     arguments = tiles.pair_arguments(rows, columns, scale, block, config)
@@ -394,17 +416,17 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Every configuration of sm_`capability`, for compilation ahead of time."""
     values = {"row_values": "*fp32", "column_values": "*fp32"}
     written = values | {"row_count": "i32", "gradient": "*features", "gradient_stride": "i32"}
-    table = TUNING[capability]
-    small = dict.fromkeys(table, table[tiles.HALF_MASKED]) | {tiles.FULL: table[tiles.FULL]}
+    table = TUNING.at(capability)
+    two = {(LARGE, kind): table[LARGE, kind if kind == tiles.FULL else tiles.HALF_MASKED] for kind in tiles.KINDS}
     apart: dict[str, Any]
     for name, configs, more, apart in (
         ("", table, {}, {"column_gradient": None, "row_part": None}),
-        (" split", small, {"column_gradient": "*features"}, {"row_part": None}),
-        (" with row part", small, {"row_part": "*fp32"}, {"column_gradient": None}),
+        (" split", two, {"column_gradient": "*features"}, {"row_part": None}),
+        (" with row part", two, {"row_part": "*fp32"}, {"column_gradient": None}),
     ):
         yield from tiles.pair_cases(f"info_nce gradient{name}", write_gradient, configs, written | more, apart)
     fused = values | {"features": "*features", "feature_stride": "i32", "d_rows": "*fp32", "gradient_stride": "i32"}
     for width in (64, FUSED_BLOCK[capability]):
         constants = {"SPLIT": False, "WIDTH": width}
         name = f"info_nce fused gradient D{width}"
-        yield from tiles.pair_cases(name, fused_gradient, FUSED_TUNING[capability], fused, constants)
+        yield from tiles.pair_cases(name, fused_gradient, FUSED_TUNING.at(capability), fused, constants)

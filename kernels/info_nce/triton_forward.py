@@ -25,7 +25,6 @@ from cllip_fast.kernels.block import Block
 from cllip_fast.kernels.info_nce import triton_tiles as tiles
 from cllip_fast.kernels.info_nce.triton_tiles import (
     Config,
-    Table,
     has_positives,
     is_positive,
     is_real,
@@ -33,7 +32,7 @@ from cllip_fast.kernels.info_nce.triton_tiles import (
     score_tile,
     smallest,
 )
-from cllip_fast.kernels.tuning import CompileCase
+from cllip_fast.kernels.tuning import LARGE, SMALL, CompileCase, Table, choose, processors
 
 FLOOR: tl.constexpr = tl.constexpr(-1e30)
 """Reference of a sum that is 0: below that of any other; finite, so that FLOOR − FLOOR is 0."""
@@ -177,7 +176,7 @@ def info_nce_forward(
     tl.store(line + parts.to(tl.int64) * count, row_total, mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])  # it is often 1, which would be no tensor, but an int
 def merge(partials, maximum, total, parts, size, PARTS: tl.constexpr, SIZE: tl.constexpr):
     """Join partials [2, parts, size] into (maximum, total) [size]; a total of 0 is an empty sum.
 
@@ -201,34 +200,34 @@ def merge(partials, maximum, total, parts, size, PARTS: tl.constexpr, SIZE: tl.c
     tl.store(total + j, running * tl.exp(tl.where(running == 0, 0.0, reference - settled)), mask=inside)
 
 
-TUNING: Table = {
-    0: {
-        tiles.HALF: Config(32, 16, 32, 4, 2, tma=True),
-        tiles.HALF_PADDED: Config(16, 32, 32, 4, 2),
-        tiles.HALF_MASKED: Config(16, 32, 32, 4, 2),
-        tiles.FULL: Config(16, 32, 32, 4, 2),
+TUNING = Table(
+    "info_nce forward",
+    tiles.INTERPRETED
+    | {
+        (80, LARGE, tiles.HALF): Config(128, 128, 32, 8, 4),
+        (80, LARGE, tiles.HALF_PADDED): Config(128, 128, 32, 8, 4),
+        (80, LARGE, tiles.HALF_MASKED): Config(128, 64, 32, 8, 3),
+        (80, LARGE, tiles.FULL): Config(64, 32, 16, 4, 3),
+        (80, SMALL, tiles.HALF): Config(64, 64, 32, 8, 4),
+        (80, SMALL, tiles.HALF_PADDED): Config(64, 64, 32, 8, 4),
+        (80, SMALL, tiles.HALF_MASKED): Config(64, 64, 32, 8, 4),
+        (90, LARGE, tiles.HALF): Config(256, 128, 64, 8, 3, tma=True),
+        (90, LARGE, tiles.HALF_PADDED): Config(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, tiles.HALF_MASKED): Config(128, 64, 64, 8, 3, tma=True),
+        (90, LARGE, tiles.FULL): Config(64, 64, 16, 8, 3),
+        (90, SMALL, tiles.HALF): Config(64, 64, 64, 4, 4, tma=True),
+        (90, SMALL, tiles.HALF_PADDED): Config(64, 64, 64, 4, 4, tma=True),
+        (90, SMALL, tiles.HALF_MASKED): Config(64, 64, 64, 4, 4, tma=True),
+        (100, LARGE, tiles.HALF): Config(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, tiles.HALF_PADDED): Config(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, tiles.HALF_MASKED): Config(128, 64, 64, 8, 3, tma=True),
+        (100, LARGE, tiles.FULL): Config(64, 32, 16, 4, 3),
+        (100, SMALL, tiles.HALF): Config(64, 64, 64, 4, 4, tma=True),
+        (100, SMALL, tiles.HALF_PADDED): Config(64, 64, 64, 4, 4, tma=True),
+        (100, SMALL, tiles.HALF_MASKED): Config(64, 64, 64, 4, 4, tma=True),
     },
-    80: {
-        tiles.HALF: Config(128, 128, 32, 8, 4),
-        tiles.HALF_PADDED: Config(128, 128, 32, 8, 4),
-        tiles.HALF_MASKED: Config(128, 64, 32, 8, 3),
-        tiles.FULL: Config(64, 32, 16, 4, 3),
-    },
-    90: {
-        tiles.HALF: Config(256, 128, 64, 8, 3, tma=True),
-        tiles.HALF_PADDED: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_MASKED: Config(128, 64, 64, 8, 3, tma=True),
-        tiles.FULL: Config(64, 64, 16, 8, 3),
-    },
-    100: {
-        tiles.HALF: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_PADDED: Config(128, 128, 64, 8, 3, tma=True),
-        tiles.HALF_MASKED: Config(128, 64, 64, 8, 3, tma=True),
-        tiles.FULL: Config(64, 32, 16, 4, 3),
-    },
-}
-"""Capability -> kind of tile -> configuration; 0 is the interpreter, whose tiles are small to have many of them."""
-
+    tiles.candidates(),
+)
 WAVES = 2
 """Programs for each multiprocessor, at least, as long as there are column tiles to share out."""
 
@@ -250,19 +249,25 @@ def forward(
     column_max, column_total = scale.new_zeros((2, m)).unbind()
     if not n or not m:
         return column_max, column_total
-    config = tiles.of_device(TUNING, rows.device)[tiles.kind_of(rows.dtype, block)]
-    strips, column_tiles = triton.cdiv(n, config.rows), triton.cdiv(m, config.columns)
-    parts = min(column_tiles, triton.cdiv(WAVES * tiles.processors(rows.device), strips))
-    row_partials, column_partials = scale.new_empty((2, parts, n)), scale.new_empty((2, strips, m))
-    info_nce_forward[strips, parts](
-        **tiles.pair_arguments(rows, columns, scale, block, config),
-        start=0,
-        n=n,
-        positive=positive,
-        row_partials=row_partials,
-        column_partials=column_partials,
-        **config.options(),
-    )
+
+    def launch(config: Config) -> tuple[Tensor, Tensor]:
+        strips, column_tiles = triton.cdiv(n, config.rows), triton.cdiv(m, config.columns)
+        parts = min(column_tiles, triton.cdiv(WAVES * processors(rows.device), strips))
+        partials = scale.new_empty((2, parts, n)), scale.new_empty((2, strips, m))
+        info_nce_forward[strips, parts](
+            **tiles.pair_arguments(rows, columns, scale, block, config),
+            start=0,
+            n=n,
+            positive=positive,
+            row_partials=partials[0],
+            column_partials=partials[1],
+            **config.options(),
+        )
+        return partials
+
+    kind = tiles.kind_of(rows.dtype, block)
+    row_partials, column_partials = launch(choose(TUNING, kind, rows.device, tiles.programs(rows, columns), launch))
+    parts, strips = row_partials.shape[1], column_partials.shape[1]
     merge[(triton.cdiv(n, MERGED["SIZE"]),)](row_partials, maximum, total, parts, n, **MERGED)
     merge[(triton.cdiv(m, MERGED["SIZE"]),)](column_partials, column_max, column_total, strips, m, **MERGED)
     return column_max, column_total
@@ -271,6 +276,6 @@ def forward(
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Every configuration of sm_`capability`, for compilation ahead of time; D is no constant."""
     signature = dict.fromkeys(("positive", "row_partials", "column_partials"), "*fp32")
-    yield from tiles.pair_cases("info_nce forward", info_nce_forward, TUNING[capability], signature, {})
+    yield from tiles.pair_cases("info_nce forward", info_nce_forward, TUNING.at(capability), signature, {})
     merged = {"partials": "*fp32", "maximum": "*fp32", "total": "*fp32", "parts": "i32", "size": "i32"}
     yield CompileCase("info_nce merge", merge, merged, MERGED, ("partials", "maximum", "total", "size"), 4, 3)

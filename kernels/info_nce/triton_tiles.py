@@ -13,7 +13,8 @@ Products accumulate in fp32. fp32 features are multiplied in fp32 ("ieee"), not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,7 +25,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cllip_fast.errors import InputError
 from cllip_fast.kernels.block import Block, lengths
-from cllip_fast.kernels.tuning import CompileCase
+from cllip_fast.kernels.products import accumulate as accumulate
+from cllip_fast.kernels.tuning import LARGE, SMALL, CompileCase, capability_of
 
 
 @triton.jit
@@ -187,10 +189,35 @@ class Config(NamedTuple):
 
 
 Row = TypeVar("Row")
-Table = Mapping[int, Mapping[str, Config]]
-"""Capability -> kind -> configuration. 0 is Triton's interpreter. Kinds: see `kind_of`."""
+KINDS = HALF, HALF_PADDED, HALF_MASKED, FULL = "half", "half padded", "half masked", "full"
+"""Kinds of tiles, see `kind_of`."""
+HALF_KINDS = HALF, HALF_PADDED, HALF_MASKED
 
-HALF, HALF_PADDED, HALF_MASKED, FULL = "half", "half padded", "half masked", "full"
+INTERPRETED = {
+    (0, LARGE, HALF): Config(32, 16, 32, 4, 2, tma=True),
+    (0, LARGE, HALF_PADDED): Config(16, 32, 32, 4, 2),
+    (0, LARGE, HALF_MASKED): Config(16, 32, 32, 4, 2),
+    (0, LARGE, FULL): Config(16, 32, 32, 4, 2),
+}
+"""Rows for the interpreter: small tiles, to have many of them."""
+
+
+def candidates() -> dict[tuple[int, str], tuple[Config, ...]]:
+    """What CLLIP_AUTOTUNE=1 tries: from 64 × 64 for small problems to what `triton_forward` has for large ones."""
+    found: dict[tuple[int, str], tuple[Config, ...]] = {}
+    for capability, depth, tma in ((80, 32, False), (90, 64, True), (100, 64, True)):
+        half = (
+            Config(128, 128, depth, 8, 3, tma),
+            Config(128, 128, depth, 8, 4, tma),
+            Config(128, 64, depth, 8, 3, tma),
+            Config(128, 64, depth, 4, 4, tma),
+            Config(64, 128, depth, 4, 4, tma),
+            Config(64, 64, depth, 4, 4, tma),
+        )
+        found |= {(capability, kind): half for kind in (HALF_PADDED, HALF_MASKED)}
+        found[capability, HALF] = (Config(256, 128, depth, 8, 3, tma), *half)
+        found[capability, FULL] = (Config(64, 64, 16, 8, 3), Config(64, 32, 16, 4, 3), Config(32, 32, 32, 4, 3))
+    return found
 
 
 def kind_of(dtype: torch.dtype, block: Block) -> str:
@@ -204,12 +231,7 @@ def kind_of(dtype: torch.dtype, block: Block) -> str:
 
 def of_device(table: Mapping[int, Row], device: torch.device) -> Row:
     """The row of the device's capability, or the nearest lower one."""
-    if device.type == "cpu":
-        return table[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    # AMD's numbers mean something else; what suits sm_80 has no TMA and fits their shared memory.
-    capability = 80 if torch.version.hip else 10 * major + minor
-    return table[max(each for each in table if each <= capability)]
+    return table[max(each for each in table if each <= capability_of(device))]
 
 
 def runs(features: Tensor) -> bool:
@@ -221,11 +243,6 @@ def runs(features: Tensor) -> bool:
     if not features.is_cuda and not triton.knobs.runtime.interpret:
         raise InputError(f"backend is 'triton', which runs on GPUs only, but the features are on {features.device}")
     return features.dtype != torch.float64
-
-
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors; 2 in the interpreter."""
-    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def pair_arguments(rows: Tensor, columns: Tensor, scale: Tensor, block: Block, config: Config) -> dict[str, Any]:
@@ -251,10 +268,10 @@ def pair_arguments(rows: Tensor, columns: Tensor, scale: Tensor, block: Block, c
         "first": row,
         "last": row + length,
         "shift": column - row,
-        "row_valid": block.row_valid,
-        "column_valid": block.column_valid,
-        "row_ids": block.row_ids if by_ids else None,
-        "column_ids": block.column_ids if by_ids else None,
+        "row_valid": side_by_side(block.row_valid),
+        "column_valid": side_by_side(block.column_valid),
+        "row_ids": side_by_side(block.row_ids) if by_ids else None,
+        "column_ids": side_by_side(block.column_ids) if by_ids else None,
         "row_texts": operand(texts, config.rows) if filtered else None,
         "column_texts": operand(columns, config.columns) if filtered else None,
         "row_text_stride": texts.stride(0) if filtered else None,
@@ -276,14 +293,24 @@ def exchanged(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
     return arguments | swapped | run | {"m": rows}
 
 
+def programs(rows: Tensor, columns: Tensor) -> Callable[[Config], int]:
+    """Configuration -> tiles of [n, m] scores."""
+    return lambda config: triton.cdiv(rows.shape[0], config.rows) * triton.cdiv(columns.shape[0], config.columns)
+
+
 def dense_rows(features: Tensor) -> Tensor:
     """Features with stride 1 in their last dimension."""
     return features if features.stride(1) == 1 else features.contiguous()
 
 
+def side_by_side(mask: Tensor | None) -> Tensor | None:
+    """A mask or ids [n] with stride 1, which the kernels take for granted."""
+    return None if mask is None else mask.contiguous()
+
+
 def _has_descriptor(features: Tensor) -> bool:
     aligned = features.data_ptr() % 16 == 0 and features.stride(0) * features.element_size() % 16 == 0
-    return aligned and features.numel() > 0
+    return aligned and features.numel() > 0 and features.stride(0) >= features.shape[1]  # rows apart, none repeated
 
 
 PIECE_BYTES = 32 * 2**20
@@ -298,14 +325,6 @@ def gradient_room(rows: Tensor, m: int, tile_rows: int) -> tuple[int, Tensor]:
     return height, rows.new_empty((height, stride))
 
 
-def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [n, D] fp32 += left [n, m] · right [m, D] of one type, inside the product: no [n, D] is stored apart."""
-    if left.dtype == total.dtype or not total.is_cuda:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
-    else:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-
-
 TYPES = ("bf16", "fp16", "fp32")
 """Triton's names of the features' types."""
 
@@ -315,19 +334,27 @@ NOT_SPECIALISED = ("start", "n", "first", "last", "shift")
 
 
 def pair_cases(
-    name: str, kernel: Any, table: Mapping[str, Config], signature: Mapping[str, str], constants: Mapping[str, Any]
+    name: str,
+    kernel: Any,
+    configs: Mapping[tuple[str, str], Config],
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
 ) -> Iterator[CompileCase]:
     """A kernel with leading arguments, for compilation ahead of time: every type, without and with masks.
 
     Args:
         name: begins the cases' names.
-        table: kind -> configuration.
+        configs: (size class, kind) -> configuration; those of the small class are compiled with no mask and with all.
         signature, constants: of the arguments after the leading ones; "features" is the type of the features.
     """
-    for dtype in TYPES:
-        for masks in ((), ("padded",), ("padded", "filtered"), ("padded", "ids", "filtered")):
-            kind = HALF_MASKED if "filtered" in masks else HALF_PADDED if masks else HALF
-            yield _pair_case(name, kernel, dtype, table[FULL if dtype == "fp32" else kind], signature, constants, masks)
+    masked = (), ("padded",), ("padded", "filtered"), ("padded", "ids", "filtered")
+    for size, sets in ((LARGE, masked), (SMALL, (masked[0], masked[-1]))):
+        for dtype, masks in itertools.product(TYPES, sets):
+            kind = FULL if dtype == "fp32" else HALF_MASKED if "filtered" in masks else HALF_PADDED if masks else HALF
+            config = configs.get((size, kind))
+            if config is not None:
+                called = name if size == LARGE else f"{name} {size}"
+                yield _pair_case(called, kernel, dtype, config, signature, constants, masks)
 
 
 def _pair_case(

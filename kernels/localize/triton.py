@@ -13,7 +13,7 @@ the same bits. Nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,24 +25,41 @@ from cllip_fast.kernels.info_nce.triton_tiles import runs
 from cllip_fast.kernels.localize import tiles
 from cllip_fast.kernels.localize.tiles import add_products
 from cllip_fast.kernels.patch_text.tiling import tile_spans
-from cllip_fast.kernels.patch_text.triton_product import Table, Tile, product, rows_contiguous, tile_for
+from cllip_fast.kernels.patch_text.triton_product import Tile, product, rows_contiguous
 from cllip_fast.kernels.products import accumulate, operand
-from cllip_fast.kernels.tuning import CompileCase
+from cllip_fast.kernels.tuning import LARGE, CompileCase, Table, choose
 
-# Capability (0: Triton's interpreter) -> bytes of a number -> tiles. An image's own texts are few; with other images
-# all texts of the batch are worked through.
-OWN: Table = {
-    0: dict.fromkeys((2, 4), (Tile(16, 32, 32, 4, 1),)),
-    80: {2: (Tile(16, 128, 64, 4, 3),), 4: (Tile(16, 64, 32, 4, 3),)},
-    90: {2: (Tile(64, 64, 64, 4, 4),), 4: (Tile(16, 64, 32, 4, 3),)},
-    100: {2: (Tile(64, 64, 64, 4, 4),), 4: (Tile(16, 64, 32, 4, 3),)},
-}
-ALL: Table = {
-    0: dict.fromkeys((2, 4), (Tile(32, 16, 32, 4, 1),)),
-    80: {2: (Tile(128, 64, 64, 8, 3),), 4: (Tile(64, 64, 32, 8, 3),)},
-    90: {2: (Tile(128, 64, 64, 8, 4),), 4: (Tile(64, 64, 32, 8, 3),)},
-    100: {2: (Tile(128, 64, 64, 8, 4),), 4: (Tile(64, 64, 32, 8, 3),)},
-}
+OWN, OTHERS = "own", "others"
+HALF, FULL = " half", " full"
+"""Kinds of tiles: an image's own texts are few; with other images all texts of the batch are worked through."""
+
+TUNING = Table(
+    "localize",
+    {(0, LARGE, OWN + size): Tile(16, 32, 32, 4, 1) for size in (HALF, FULL)}
+    | {(0, LARGE, OTHERS + size): Tile(32, 16, 32, 4, 1) for size in (HALF, FULL)}
+    | {
+        (80, LARGE, OWN + HALF): Tile(16, 128, 64, 4, 3),
+        (80, LARGE, OWN + FULL): Tile(16, 64, 32, 4, 3),
+        (80, LARGE, OTHERS + HALF): Tile(128, 64, 64, 8, 3),
+        (80, LARGE, OTHERS + FULL): Tile(64, 64, 32, 8, 3),
+        (90, LARGE, OWN + HALF): Tile(64, 64, 64, 4, 4),
+        (90, LARGE, OWN + FULL): Tile(16, 64, 32, 4, 3),
+        (90, LARGE, OTHERS + HALF): Tile(128, 64, 64, 8, 4),
+        (90, LARGE, OTHERS + FULL): Tile(64, 64, 32, 8, 3),
+        (100, LARGE, OWN + HALF): Tile(64, 64, 64, 4, 4),
+        (100, LARGE, OWN + FULL): Tile(16, 64, 32, 4, 3),
+        (100, LARGE, OTHERS + HALF): Tile(128, 64, 64, 8, 4),
+        (100, LARGE, OTHERS + FULL): Tile(64, 64, 32, 8, 3),
+    },
+    {
+        (80, OWN + HALF): (Tile(16, 64, 64, 4, 4), Tile(32, 64, 64, 4, 3)),
+        (80, OTHERS + HALF): (Tile(64, 64, 64, 4, 3), Tile(128, 128, 32, 8, 3)),
+        (90, OWN + HALF): (Tile(16, 128, 64, 4, 3), Tile(16, 64, 64, 4, 4)),
+        (90, OTHERS + HALF): (Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 8, 3)),
+    },
+)
+"""Both kernels'. There is no small class: an image's texts are one program's already."""
+
 PROGRAMS = 1024
 """About how many programs the forward is cut into: several for each multiprocessor of the largest devices."""
 
@@ -178,13 +195,15 @@ def log_sums(
     if not runs(patches):
         return tiles.log_sums(patches, texts, scale, spans, grid, excluded)
     images, each = texts.shape[:2]
-    tile, arguments = _common(patches, texts, grid, excluded)
-    blocks = triton.cdiv(each if excluded is None else images * each, tile.texts)
-    images_per_program = 1 if excluded is None else max(1, images * blocks // PROGRAMS)
-    shares = triton.cdiv(images, images_per_program)
-    out = scale.new_empty((2, 1 if excluded is None else shares, images, each))
-    if out.numel():
-        with torch.cuda.device_of(patches):
+    arguments = _common(patches, texts, grid, excluded)
+
+    def launch(tile: Tile) -> Tensor:
+        """[2, shares, B, T]; the shares of the images are one where there are only the own ones."""
+        blocks = triton.cdiv(each if excluded is None else images * each, tile.texts)
+        images_per_program = 1 if excluded is None else max(1, images * blocks // PROGRAMS)
+        shares = triton.cdiv(images, images_per_program)
+        out = scale.new_empty((2, 1 if excluded is None else shares, images, each))
+        if out.numel():
             forward_kernel[shares, blocks](
                 scale=scale,
                 spans=spans.contiguous(),
@@ -193,7 +212,12 @@ def log_sums(
                 images=images,
                 images_per_program=images_per_program,
                 **arguments,
+                **_options(tile, excluded is not None, patches.shape[2]),
             )
+        return out
+
+    with torch.cuda.device_of(patches):  # Triton launches on the current device
+        out = launch(_tile(patches, texts, excluded, launch))
     log_inside, log_outside = out[:, 0] if excluded is None else out.logsumexp(1)
     return log_inside, log_outside
 
@@ -216,8 +240,9 @@ def backward(
         given = (patches, texts, scale, spans, grid, excluded, log_inside, log_outside, pull)
         return tiles.backward(*given, d_patches, d_texts)
     images, each = texts.shape[:2]
-    tile, arguments = _common(patches, texts, grid, excluded)
+    arguments, tile = _common(patches, texts, grid, excluded), _tile(patches, texts, excluded)
     left, right = operand(patches), operand(texts)
+    arguments |= _options(tile, excluded is not None, patches.shape[2])
     arguments |= {
         "scale": scale,
         "spans": spans.contiguous(),
@@ -266,13 +291,22 @@ def backward(
     return total
 
 
-def _common(
-    patches: Tensor, texts: Tensor, grid: tuple[int, int], excluded: Tensor | None
-) -> tuple[Tile, dict[str, Any]]:
-    """The tile, and the arguments that both kernels have."""
+def _tile(
+    patches: Tensor, texts: Tensor, excluded: Tensor | None, launch: Callable[[Tile], object] | None = None
+) -> Tile:
+    images, each = texts.shape[:2]
+    kind = (OWN if excluded is None else OTHERS) + (HALF if patches.element_size() == 2 else FULL)
+
+    def programs(tile: Tile) -> int:
+        return images * triton.cdiv(each if excluded is None else images * each, tile.texts)
+
+    return choose(TUNING, kind, patches.device, programs, launch if texts.numel() else None)
+
+
+def _common(patches: Tensor, texts: Tensor, grid: tuple[int, int], excluded: Tensor | None) -> dict[str, Any]:
+    """The arguments that both kernels have, without the tile."""
     patches, texts = rows_contiguous(patches, patches.dtype), texts.contiguous()
-    tile = tile_for(OWN if excluded is None else ALL, patches, patches.shape[1])
-    return tile, {
+    return {
         "patches": patches,
         "texts": texts,
         "excluded": None if excluded is None else excluded.contiguous().view(torch.uint8),
@@ -284,10 +318,12 @@ def _common(
         "image_stride": patches.stride(0),
         "patch_stride": patches.stride(1),
         "text_stride": texts.stride(1),
-        **_constants(tile, excluded is not None, patches.shape[2]),
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
     }
+
+
+def _options(tile: Tile, others: bool, width: int) -> dict[str, Any]:
+    """A tile as launch arguments."""
+    return _constants(tile, others, width) | {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
 def _constants(tile: Tile, others: bool, width: int) -> dict[str, Any]:
@@ -298,28 +334,24 @@ def _constants(tile: Tile, others: bool, width: int) -> dict[str, Any]:
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Both kernels with each tile of the table's row for `capability`, for every type; D is no constant."""
     floats = ("scale", "log_inside", "log_outside", "pull", "totals")
-    for name, table in (("own", OWN), ("all", ALL)):
-        for size, kinds in ((2, ("bf16", "fp16")), (4, ("fp32",))):
-            for tile in table[capability][size]:
-                for kind in kinds:
-                    pointers = dict.fromkeys(floats, "*fp32") | {"spans": "*i32", "excluded": "*u8"}
-                    pointers |= dict.fromkeys(("patches", "texts", "gradient"), f"*{kind}")
-                    constants = _constants(tile, name == "all", tile.width)
-                    if name == "own":
-                        constants["excluded"] = None
-                    for kernel in (forward_kernel, backward_kernel):
-                        arguments = [each for each in kernel.arg_names if each not in constants]
-                        direction = kernel.__name__.removesuffix("_kernel")
-                        yield CompileCase(
-                            name=f"localize {direction} {name} {kind} {tile.texts}×{tile.patches}×{tile.width}",
-                            kernel=kernel,
-                            signature={each: pointers.get(each, "i32") for each in arguments},
-                            constants={each: constants[each] for each in kernel.arg_names if each in constants},
-                            divisible_by_16=tuple(
-                                each
-                                for each in arguments
-                                if each in pointers or each == "width" or each.endswith("_stride")
-                            ),
-                            num_warps=tile.num_warps,
-                            num_stages=tile.num_stages,
-                        )
+    for (_, name), tile in TUNING.at(capability).items():
+        for kind in ("bf16", "fp16") if name.endswith(HALF) else ("fp32",):
+            pointers = dict.fromkeys(floats, "*fp32") | {"spans": "*i32", "excluded": "*u8"}
+            pointers |= dict.fromkeys(("patches", "texts", "gradient"), f"*{kind}")
+            constants = _constants(tile, name.startswith(OTHERS), tile.width)
+            if name.startswith(OWN):
+                constants["excluded"] = None
+            for kernel in (forward_kernel, backward_kernel):
+                arguments = [each for each in kernel.arg_names if each not in constants]
+                direction, images = kernel.__name__.removesuffix("_kernel"), name.split()[0]
+                yield CompileCase(
+                    name=f"localize {direction} {images} {kind} {tile.texts}×{tile.patches}×{tile.width}",
+                    kernel=kernel,
+                    signature={each: pointers.get(each, "i32") for each in arguments},
+                    constants={each: constants[each] for each in kernel.arg_names if each in constants},
+                    divisible_by_16=tuple(
+                        each for each in arguments if each in pointers or each == "width" or each.endswith("_stride")
+                    ),
+                    num_warps=tile.num_warps,
+                    num_stages=tile.num_stages,
+                )

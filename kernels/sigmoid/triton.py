@@ -8,17 +8,21 @@ which are then added: no atomics, the same input gives the same bits. No call wa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cllip_fast.kernels.block import Block, Workspace
 from cllip_fast.kernels.info_nce import triton_tiles as shared
-from cllip_fast.kernels.info_nce.triton_tiles import Config, Table, has_positives, is_positive, score_tile
+from cllip_fast.kernels.info_nce.triton_tiles import Config, has_positives, is_positive, score_tile
+from cllip_fast.kernels.products import accumulate
 from cllip_fast.kernels.sigmoid import tiles
-from cllip_fast.kernels.tuning import CompileCase
+from cllip_fast.kernels.tuning import LARGE, SMALL, CompileCase, Table, choose
 
 __all__ = ["backward_block", "compile_cases", "forward_block"]
 
@@ -128,33 +132,34 @@ def sigmoid_tile(
         tl.store(gradient + offset, result.to(gradient.dtype.element_ty), mask=inside)
 
 
-TUNING: Table = {
-    0: {
-        shared.HALF: Config(32, 16, 32, 4, 2, tma=True),
-        shared.HALF_PADDED: Config(16, 32, 32, 4, 2),
-        shared.HALF_MASKED: Config(16, 32, 32, 4, 2),
-        shared.FULL: Config(16, 32, 32, 4, 2),
+TUNING = Table(
+    "sigmoid",
+    shared.INTERPRETED
+    | {
+        (80, LARGE, shared.HALF): Config(128, 128, 32, 8, 4),
+        (80, LARGE, shared.HALF_PADDED): Config(128, 128, 32, 8, 4),
+        (80, LARGE, shared.HALF_MASKED): Config(128, 64, 32, 8, 3),
+        (80, LARGE, shared.FULL): Config(64, 64, 32, 8, 3),
+        (80, SMALL, shared.HALF): Config(64, 64, 32, 4, 4),
+        (80, SMALL, shared.HALF_PADDED): Config(64, 64, 32, 4, 4),
+        (80, SMALL, shared.HALF_MASKED): Config(64, 64, 32, 4, 4),
+        (90, LARGE, shared.HALF): Config(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, shared.HALF_PADDED): Config(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, shared.HALF_MASKED): Config(128, 64, 64, 8, 3, tma=True),
+        (90, LARGE, shared.FULL): Config(64, 64, 32, 8, 3),
+        (90, SMALL, shared.HALF): Config(64, 64, 64, 4, 4, tma=True),
+        (90, SMALL, shared.HALF_PADDED): Config(64, 64, 64, 4, 4, tma=True),
+        (90, SMALL, shared.HALF_MASKED): Config(64, 64, 64, 4, 4, tma=True),
+        (100, LARGE, shared.HALF): Config(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, shared.HALF_PADDED): Config(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, shared.HALF_MASKED): Config(128, 64, 64, 8, 3, tma=True),
+        (100, LARGE, shared.FULL): Config(64, 32, 16, 4, 3),
+        (100, SMALL, shared.HALF): Config(64, 64, 64, 4, 4, tma=True),
+        (100, SMALL, shared.HALF_PADDED): Config(64, 64, 64, 4, 4, tma=True),
+        (100, SMALL, shared.HALF_MASKED): Config(64, 64, 64, 4, 4, tma=True),
     },
-    80: {
-        shared.HALF: Config(128, 128, 32, 8, 4),
-        shared.HALF_PADDED: Config(128, 128, 32, 8, 4),
-        shared.HALF_MASKED: Config(128, 64, 32, 8, 3),
-        shared.FULL: Config(64, 64, 32, 8, 3),
-    },
-    90: {
-        shared.HALF: Config(128, 128, 64, 8, 3, tma=True),
-        shared.HALF_PADDED: Config(128, 128, 64, 8, 3, tma=True),
-        shared.HALF_MASKED: Config(128, 64, 64, 8, 3, tma=True),
-        shared.FULL: Config(64, 64, 32, 8, 3),
-    },
-    100: {
-        shared.HALF: Config(128, 128, 64, 8, 3, tma=True),
-        shared.HALF_PADDED: Config(128, 128, 64, 8, 3, tma=True),
-        shared.HALF_MASKED: Config(128, 64, 64, 8, 3, tma=True),
-        shared.FULL: Config(64, 32, 16, 4, 3),
-    },
-}
-"""Capability -> kind of tile -> configuration; 0 is the interpreter."""
+    shared.candidates(),
+)
 
 
 def forward_block(
@@ -169,12 +174,13 @@ def forward_block(
         return tiles.forward_block(rows, columns, scale, bias, block, space)
     if not rows.shape[0] or not columns.shape[0]:
         return scale.new_zeros(())
-    config = shared.of_device(TUNING, rows.device)[shared.kind_of(rows.dtype, block)]
-    programs = triton.cdiv(rows.shape[0], config.rows) * triton.cdiv(columns.shape[0], config.columns)
-    losses = scale.new_empty(programs)
+    programs = shared.programs(rows, columns)
+    config = choose(TUNING, shared.kind_of(rows.dtype, block), rows.device, programs)
+    losses = scale.new_empty(programs(config))
     absent = {"gradient": None, "gradient_stride": None, "gradient_sums": None}
     arguments = shared.pair_arguments(rows, columns, scale, block, config) | absent
-    sigmoid_tile[(programs,)](**arguments, start=0, n=rows.shape[0], bias=bias, losses=losses, **config.options())
+    with torch.cuda.device_of(rows):  # Triton launches on the current device
+        sigmoid_tile[losses.shape](**arguments, start=0, n=len(rows), bias=bias, losses=losses, **config.options())
     return losses.sum()
 
 
@@ -200,15 +206,18 @@ def backward_block(
     loss = scale.new_zeros(())
     if not n or not m:
         return loss
-    config = shared.of_device(TUNING, rows.device)[shared.kind_of(rows.dtype, block)]
-    arguments = shared.pair_arguments(rows, columns, scale, block, config)
-    height, room = shared.gradient_room(rows, m, config.rows)
-    for start in range(0, n, height):
+
+    @functools.cache
+    def arguments(config: Config) -> dict[str, Any]:
+        return shared.pair_arguments(rows, columns, scale, block, config)
+
+    def launch(config: Config, start: int, height: int, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows start … start + height of the gradient tile, at most; losses and sums of gradients, one a program."""
         stop = min(n, start + height)
         programs = triton.cdiv(stop - start, config.rows) * triton.cdiv(m, config.columns)
         losses, sums = scale.new_empty((2, programs)).unbind()
         sigmoid_tile[(programs,)](
-            **arguments,
+            **arguments(config),
             start=start,
             n=stop,
             bias=bias,
@@ -218,20 +227,32 @@ def backward_block(
             gradient_sums=sums,
             **config.options(),
         )
-        loss += losses.sum()
-        if d_bias.numel():
-            d_bias += sums.sum()
-        gradient = room[: stop - start, :m]
-        if d_rows.numel():
-            shared.accumulate(d_rows[start:stop], gradient, columns)
-        if d_columns.numel():
-            shared.accumulate(d_columns, gradient.t(), rows[start:stop])
+        return losses, sums
+
+    def first_piece(config: Config) -> None:
+        launch(config, 0, *shared.gradient_room(rows, m, config.rows))
+
+    with torch.cuda.device_of(rows):
+        kind = shared.kind_of(rows.dtype, block)
+        config = choose(TUNING, kind, rows.device, shared.programs(rows, columns), first_piece)
+        height, room = shared.gradient_room(rows, m, config.rows)
+        for start in range(0, n, height):
+            stop = min(n, start + height)
+            losses, sums = launch(config, start, height, room)
+            loss += losses.sum()
+            if d_bias.numel():
+                d_bias += sums.sum()
+            gradient = room[: stop - start, :m]
+            if d_rows.numel():
+                accumulate(d_rows[start:stop], gradient, columns)
+            if d_columns.numel():
+                accumulate(d_columns, gradient.t(), rows[start:stop])
     return loss
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Every configuration of sm_`capability` (80, 90, 100), for compilation ahead of time; D is no constant."""
-    table, sums = TUNING[capability], {"bias": "*fp32", "losses": "*fp32"}
+    table, sums = TUNING.at(capability), {"bias": "*fp32", "losses": "*fp32"}
     absent = {"gradient": None, "gradient_stride": None, "gradient_sums": None}
     yield from shared.pair_cases("sigmoid forward", sigmoid_tile, table, sums, absent)
     written = {"gradient": "*features", "gradient_stride": "i32", "gradient_sums": "*fp32"}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import io
@@ -105,6 +106,19 @@ def compiled(case: CompileCase, backend: str, architecture: int | str) -> Any:
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
     with contextlib.redirect_stdout(io.StringIO()):  # of a failure Triton prints the whole assembly
         return triton.compile(source, target=target, options=options)
+
+
+def with_ones(case: CompileCase) -> CompileCase:
+    """The case as it is launched where every integer is 1 that Triton then takes for a constant, not for a tensor."""
+    looked_at = {each.name for each in case.kernel.params if not each.do_not_specialize}
+    ones = {name for name, kind in case.signature.items() if kind in ("i32", "i64") and name in looked_at}
+    return dataclasses.replace(
+        case,
+        name=f"{case.name} of ones",
+        signature={name: kind for name, kind in case.signature.items() if name not in ones},
+        constants={**case.constants, **dict.fromkeys(ones, 1)},
+        divisible_by_16=tuple(name for name in case.divisible_by_16 if name not in ones),
+    )
 
 
 def build_nvidia(operation: str, case: CompileCase, capability: int) -> Built:
@@ -227,6 +241,8 @@ def document(rows: Sequence[Built], date: str) -> str:
     import triton
 
     broken = sum(bool(row.broken) for row in rows if row.target != AMD)
+    amd = [row for row in rows if row.target == AMD]
+    reached = f"where {sum(not row.broken for row in amd)} of {len(amd)} cases compile" if amd else "where listed"
     shared = ", ".join(f"{limit // 1024} KiB on sm_{capability}" for capability, limit in SHARED_LIMIT.items())
     parts = [
         f"""# Triton kernels, compiled ahead of time, {date}
@@ -240,7 +256,7 @@ not how fast it runs. {len(rows)} compilations, {broken} of them break the budge
 * products of half types by tensor-core instructions (wgmma on sm_90);
 * asynchronous copies where a kernel with a product is pipelined.
 
-{AMD}, where listed, is compiled with the configurations of sm_80 and has no budget.
+{AMD}, {reached}, is compiled with the configurations of sm_80 and has no budget.
 """
     ]
     for operation in OPERATIONS:
