@@ -97,7 +97,7 @@ def to_number(place: str, text: str | None) -> float:
     except ValueError:
         value = float("nan")
     if not is_number(value):
-        raise InputError(f"{place} is {text!r}, expected a number")
+        raise InputError(f"{place} is {reprlib.repr(text)}, expected a number")
     return value
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,7 @@ def _samples_of_refs(
         if split not in (None, ref["split"]):
             skipped["phrases of other splits"] += len(sentences)
         elif ref["ann_id"] not in boxes or ref["image_id"] not in images:
-            raise InputError(f"{place} refers to annotation {ref['ann_id']}, which {instances} lacks")
+            raise InputError(f"{place} refers to annotation {reprlib.repr(ref['ann_id'])}, which {instances} lacks")
         else:
             box = corners(boxes[ref["ann_id"]]["bbox"])
             regions[ref["image_id"]] += [Region(box, sentence["sent"]) for sentence in sentences]
@@ -110,9 +111,9 @@ def _samples_of_records(
         box = check_numbers(f"{path}: entry[{number}].solution", record["solution"], 4)
         regions[record["file_name"]].append(Region(tuple(box), record["normal_caption"]))
     for name, found in sorted(regions.items()):
-        match = re.search(r"(\d+)\.\w+$", name)
+        match = re.search(r"(\d{1,18})\.\w+$", name)
         if match is None:
-            raise InputError(f"{path}: file_name is {name!r}, expected one that ends in the image's number")
+            raise InputError(f"{path}: file_name is {reprlib.repr(name)}, expected one that ends in the image's number")
         number = int(match[1])
         yield number, Sample(f"{number:012d}", name, [], found)
 

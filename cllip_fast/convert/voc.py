@@ -54,7 +54,7 @@ def list_files(folder: Path, name: str, suffix: str, ids: Path | None) -> list[P
 def image_size(root: Element) -> tuple[int, int] | None:
     """Width and height that an annotation records; None where it says nothing, or 0 as some tools write."""
     values = [root.findtext(f"size/{name}", "").strip() for name in ("width", "height")]
-    width, height = (int(value) if value.isascii() and value.isdigit() else 0 for value in values)
+    width, height = (int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0 for value in values)
     return (width, height) if width and height else None
 
 

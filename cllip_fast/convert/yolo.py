@@ -9,6 +9,7 @@ captions: the class names become one, so images without a box are skipped.
 from __future__ import annotations
 
 import argparse
+import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -59,8 +60,8 @@ def _read_regions(path: Path, classes: list[str]) -> list[Region]:
             raise InputError(
                 f"{place} has {len(words)} numbers, expected class, cx, cy, width, height and maybe a score"
             )
-        if not (words[0].isascii() and words[0].isdigit() and int(words[0]) < len(classes)):
-            raise InputError(f"{place} has class {words[0]!r}, expected 0 to {len(classes) - 1}")
+        if not (words[0].isascii() and words[0].isdigit() and len(words[0]) < 10 and int(words[0]) < len(classes)):
+            raise InputError(f"{place} has class {reprlib.repr(words[0])}, expected 0 to {len(classes) - 1}")
         cx, cy, width, height, *score = (to_number(place, word) for word in words[1:])
         if score and not 0 <= score[0] <= 1:
             raise InputError(f"{place} has score {score[0]}, expected 0 to 1")

@@ -17,7 +17,7 @@ import io
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cllip_fast import extras
 from cllip_fast.data.crop import Window, reduction
@@ -78,6 +78,8 @@ class Decoder:
             square[top:bottom, left:right] = self._part(data, size, window.source, (right - left, bottom - top))
         except ImageError:
             raise
+        except UnidentifiedImageError as error:  # its own message is the address of an object
+            raise ImageError("broken image", "no header of a JPEG or PNG file") from error
         except Exception as error:  # a damaged image makes Pillow fail in many ways, and none may end a long run
             raise ImageError("broken image", f"{type(error).__name__}: {error}") from error
 

@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cllip_fast.data.faults import Fault, FaultCounter
-from cllip_fast.data.shards import IMAGE_SUFFIXES, RECORD_SUFFIX, Member, ShardError, list_members, split_name
+from cllip_fast.data.samples import Sample, list_samples
+from cllip_fast.data.shards import ShardError
 from cllip_fast.errors import InputError
 
 _MAX_BRACES = 1_000_000
@@ -109,18 +110,15 @@ def index_shards(data_sets: Sequence[Sequence[Path]], faults: FaultCounter) -> S
             before, unreadable = len(index.keys), []
             for path in paths:
                 try:
-                    found, problems = _index_shard(path)
+                    found, problems = list_samples(path)
                 except ShardError as error:
                     unreadable.append(f"{path}: {error}")
-                    found, problems = {}, [Fault("unreadable shard", str(path), "", str(error))]
-                else:
-                    if not found:
-                        problems.append(Fault("empty shard", str(path), "", "it holds no image with a record"))
+                    found, problems = [], [Fault("unreadable shard", str(path), "", str(error))]
                 faults.add(problems)
                 if found:
-                    places.append(np.array([(len(index.shards), *place) for place in found.values()], dtype=np.int64))
+                    places.append(np.array([(len(index.shards), *_place(s)) for s in found], dtype=np.int64))
                     index.shards.append(path)
-                    index.keys.extend(found)
+                    index.keys.extend(sample.key for sample in found)
                 bar.update()
             index.sizes.append(len(index.keys) - before)
             if not index.sizes[-1]:
@@ -136,32 +134,5 @@ def _refuse(paths: Sequence[Path], unreadable: list[str], faults: FaultCounter) 
     raise InputError(f"no sample in {len(paths)} shards, first {paths[0]}; left out: {counts}")
 
 
-def _index_shard(path: Path) -> tuple[dict[str, tuple[int, int, int, int]], list[Fault]]:
-    """The places of the complete samples of one shard by key, and what was left out."""
-    images: dict[str, Member] = {}
-    records: dict[str, Member] = {}
-    faults: list[Fault] = []
-    for member in list_members(path):
-        if member.problem is not None:
-            faults.append(Fault(member.problem, str(path), ascii(member.name), "such a member is never read"))
-            continue
-        key, suffix = split_name(member.name)
-        kind = images if suffix in IMAGE_SUFFIXES else records if suffix == RECORD_SUFFIX else None
-        if kind is None:
-            continue  # WebDataset shards may carry further files, such as key.txt
-        if key in kind:
-            faults.append(Fault("duplicate member", str(path), key, f"a second {suffix} for the same key"))
-        else:
-            kind[key] = member
-    faults += [
-        Fault("missing record", str(path), key, "an image without .json") for key in images.keys() - records.keys()
-    ]
-    faults += [
-        Fault("missing image", str(path), key, "a record without image") for key in records.keys() - images.keys()
-    ]
-    found = {
-        key: (image.offset, image.size, records[key].offset, records[key].size)
-        for key, image in images.items()
-        if key in records
-    }
-    return found, faults
+def _place(sample: Sample) -> tuple[int, int, int, int]:
+    return sample.image.offset, sample.image.size, sample.record.offset, sample.record.size

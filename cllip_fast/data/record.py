@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import NamedTuple
+
+_MAX_SIDE = 2**31 - 1  # PNG's own limit; all that is reckoned with it stays a finite float
+_brief = reprlib.Repr()
+_brief.maxlist = _brief.maxdict = 4
+_brief.maxlevel = 2
 
 
 class Record(NamedTuple):
@@ -49,28 +55,39 @@ def parse_record(data: bytes) -> Record:
     if not isinstance(value, dict):
         raise RecordError("bad record", f"a JSON {type(value).__name__}, expected an object")
     width, height = value.get("width"), value.get("height")
-    if not (type(width) is int and type(height) is int and width > 0 and height > 0):
-        raise RecordError("bad record", f"width {width!r} and height {height!r}, expected positive integers")
+    if not (_is_side(width) and _is_side(height)):
+        expected = f"expected integers from 1 to {_MAX_SIDE}"
+        raise RecordError("bad record", f"width {short(width)} and height {short(height)}, {expected}")
     captions, regions = value.get("captions"), value.get("regions", [])
     if not isinstance(captions, list):
-        raise RecordError("no caption", f"captions is {_short(captions)}, expected a list of texts")
+        raise RecordError("no caption", f"captions is {short(captions)}, expected a list of texts")
     captions = [text for text in captions if _is_text(text)]
     if not captions:
         raise RecordError("no caption", "captions holds no text")
     if not isinstance(regions, list):
-        raise RecordError("bad record", f"regions is {_short(regions)}, expected a list")
+        raise RecordError("bad record", f"regions is {short(regions)}, expected a list")
     boxes, phrases, problems = [], [], []
     for region in regions:
         box, text = (region.get("box"), region.get("text")) if isinstance(region, dict) else (None, None)
         clipped = _clip(box, width, height)
         if clipped is None:
-            problems.append(("bad region box", f"box {_short(box)} in an image of {width}×{height}"))
+            problems.append(("bad region box", f"box {short(box)} in an image of {width}×{height}"))
         elif not _is_text(text):
-            problems.append(("region without text", f"text {_short(text)}"))
+            problems.append(("region without text", f"text {short(text)}"))
         else:
             boxes.append(clipped)
             phrases.append(text)
     return Record(captions, boxes, phrases, width, height, problems)
+
+
+def short(value: object) -> str:
+    """A JSON value for a message: of bounded length, whatever its depth."""
+    text = _brief.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_SIDE
 
 
 def _is_text(value: object) -> bool:
@@ -88,8 +105,3 @@ def _clip(box: object, width: int, height: int) -> tuple[float, float, float, fl
         return None
     x0, y0, x1, y1 = max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height)
     return (float(x0), float(y0), float(x1), float(y1)) if x0 < x1 and y0 < y1 else None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import stat
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 RECORD_SUFFIX = "json"
 _BLOCK = 512
+_OCTAL = re.compile(rb"[0-7]+")
 
 
 class ShardError(Exception):
@@ -83,14 +86,23 @@ def list_members(path: Path) -> list[Member]:
     """The files in a shard, without reading their contents; folders are left out.
 
     Raises:
-        ShardError: the file is missing, empty, not an uncompressed tar, or cut short (its end mark is missing).
+        ShardError: the file is missing, empty, damaged, not an uncompressed tar, or its end mark is missing.
     """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ShardError("not a regular file")  # opening a pipe would wait for ever
+        if status.st_size == 0:
+            raise ShardError("empty file")
         with open(path, "rb") as file:
             members = _list_plain(file)
         return _list_any(path) if members is None else members
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise ShardError(str(error) or type(error).__name__) from error
+    except ShardError:
+        raise
+    except OSError as error:
+        raise ShardError(error.strerror or str(error)) from error
+    except Exception as error:  # a damaged tar makes tarfile fail in many ways, out of memory and stack among them
+        raise ShardError(f"not a readable tar: {str(error) or type(error).__name__}") from error
 
 
 def _list_plain(file: BinaryIO) -> list[Member] | None:
@@ -103,11 +115,11 @@ def _list_plain(file: BinaryIO) -> list[Member] | None:
             return members or None
         checksum, size = header[148:156].strip(b"\0 "), header[124:136].strip(b"\0 ")
         plain = header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar" and header[345:346] == b"\0"
-        if not (plain and checksum.isdigit() and size.isdigit() and header[:100].isascii()):
+        if not (plain and _OCTAL.fullmatch(checksum) and _OCTAL.fullmatch(size) and header[:100].isascii()):
             return None
         if int(checksum, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             return None
-        name, offset, count = header[:100].rstrip(b"\0").decode(), position + _BLOCK, int(size, 8)
+        name, offset, count = header[:100].partition(b"\0")[0].decode(), position + _BLOCK, int(size, 8)
         members.append(Member(name, offset, count, _name_problem(name)))
         position = offset + -(-count // _BLOCK) * _BLOCK
     return None
@@ -116,17 +128,24 @@ def _list_plain(file: BinaryIO) -> list[Member] | None:
 def _list_any(path: Path) -> list[Member]:
     """Members of any uncompressed tar; raises what `tarfile` raises, and `ShardError` when the end mark is missing."""
     members: list[Member] = []
+    length = path.stat().st_size
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             tar.members.clear()  # tarfile would keep every header
             if not info.isdir():
-                problem = _name_problem(info.name) if info.isreg() else "not a regular file"
+                plain = info.isreg() and not info.issparse()  # of a sparse file the tar holds pieces
+                if plain and info.size < 0:
+                    raise ShardError(f"damaged: a member of {info.size} bytes at byte {info.offset_data}")
+                if plain and info.offset_data + info.size > length:
+                    raise ShardError(f"cut short: it ends at byte {length}, inside a member of {info.size} bytes")
+                problem = _name_problem(info.name) if plain else "not a regular file"
                 members.append(Member(info.name, info.offset_data, info.size, problem))
         tar.fileobj.seek(tar.offset)
-        if not members and path.stat().st_size == 0:
-            raise ShardError("empty file")
-        if tar.fileobj.read(_BLOCK) != bytes(_BLOCK):
+        end = tar.fileobj.read(_BLOCK)
+        if len(end) < _BLOCK:
             raise ShardError("cut short: the end mark is missing")
+        if end != bytes(_BLOCK):
+            raise ShardError(f"damaged: neither a header nor the end mark at byte {tar.offset}")
     return members
 
 

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from cllip_fast.data.decode import MAX_PIXELS
 from cllip_fast.data.faults import Fault
+from cllip_fast.data.samples import Sample
 from cllip_fast.errors import InputError
 from cllip_fast.shard_tools.files import printable
 from cllip_fast.shard_tools.pool import examine_all
-from cllip_fast.shard_tools.samples import Sample, list_samples
+from cllip_fast.shard_tools.samples import find_samples
 
 NOTED = ("duplicate key", "box partly outside", "differs from schema")  # kinds that training does not skip
 _FIRST = 3
@@ -60,11 +61,12 @@ class Report:
     def as_text(self) -> str:
         """Counts by kind with the first few places."""
         lines = [f"{self.shards} shards, {self.samples} samples, {self.usable} of them usable"]
+        lines += ["training would skip nothing"] * (not self.skipped)
         for title, counts in (("training would skip", self.skipped), ("used, but look at", self.noted)):
             lines += [f"{title}:"] * bool(counts)
             for kind, count in counts.most_common():
                 lines.append(f"  {count} × {kind}")
-                lines += [f"      {_place(fault)}" for fault in self.places[kind][:_FIRST]]
+                lines += [f"      {place_of(fault)}" for fault in self.places[kind][:_FIRST]]
                 lines += ["      …"] * (count > _FIRST)
         return "\n".join(lines)
 
@@ -126,7 +128,7 @@ def _list_all(paths: list[Path], report: Report) -> Iterator[Sample]:
     """The samples of one shard after the other; notes keys that come again in another shard."""
     first: dict[str, int] = {}
     for number, path in enumerate(paths):
-        samples, faults = list_samples(path)
+        samples, faults = find_samples(path)
         report.shards += 1
         for fault in faults:
             report.add(fault)
@@ -137,6 +139,7 @@ def _list_all(paths: list[Path], report: Report) -> Iterator[Sample]:
             yield sample
 
 
-def _place(fault: Fault) -> str:
+def place_of(fault: Fault) -> str:
+    """Shard, key if there is one, and detail, on one line."""
     parts = [fault.shard, *([fault.key] if fault.key else []), fault.detail]
     return printable(": ".join(parts))

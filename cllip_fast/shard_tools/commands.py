@@ -12,7 +12,7 @@ from typing import Any
 from cllip_fast.data.decode import MAX_PIXELS
 from cllip_fast.data.index import expand_shards
 from cllip_fast.errors import InputError
-from cllip_fast.shard_tools.check import check_shards
+from cllip_fast.shard_tools.check import check_shards, place_of
 from cllip_fast.shard_tools.dali_index import write_indices
 from cllip_fast.shard_tools.files import written_whole
 from cllip_fast.shard_tools.split import split_shards
@@ -104,7 +104,7 @@ def _run_index(options: argparse.Namespace) -> int:
     _print(f"{len(summary.written)} index files, {summary.samples} samples")
     for kind, count in summary.left_out.most_common():
         first = next(fault for fault in summary.faults if fault.kind == kind)
-        _print(f"not listed: {count} × {kind}, first {first.shard}: {first.key}: {first.detail}")
+        _print(f"not listed: {count} × {kind}, first {place_of(first)}")
     for path in summary.missing:
         _print(f"no index for {path}")
     return 1 if summary.missing else 0

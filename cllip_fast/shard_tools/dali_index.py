@@ -14,10 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cllip_fast.data.faults import Fault
+from cllip_fast.data.samples import Sample
 from cllip_fast.data.shards import Member
 from cllip_fast.errors import InputError
 from cllip_fast.shard_tools.files import written_whole
-from cllip_fast.shard_tools.samples import Sample, list_samples
+from cllip_fast.shard_tools.samples import find_samples
 
 _VERSION = "v1.2"
 
@@ -69,7 +70,7 @@ def write_indices(paths: list[Path], out: Path | None = None) -> IndexSummary:
     for path, target in tqdm(
         list(zip(paths, targets, strict=True)), desc="indexing", unit=" shards", delay=2, leave=False
     ):
-        samples, faults = list_samples(path)
+        samples, faults = find_samples(path)
         summary.faults += faults
         lines = []
         for sample in samples:

@@ -11,9 +11,10 @@ import numpy as np
 
 from cllip_fast.data.crop import Window
 from cllip_fast.data.decode import Decoder, ImageError
-from cllip_fast.data.record import Record, RecordError
+from cllip_fast.data.record import Record, RecordError, short
+from cllip_fast.data.samples import Sample
 from cllip_fast.data.shards import ShardError, ShardReader
-from cllip_fast.shard_tools.samples import MAX_BYTES, Sample, read_record
+from cllip_fast.shard_tools.samples import read_record
 from cllip_fast.shard_tools.schema import record_schema, violations
 
 # Departures from the schema that have kinds of their own.
@@ -41,8 +42,6 @@ def examine(sample: Sample, reader: ShardReader, max_pixels: int) -> Verdict:
 
 def _image_problem(sample: Sample, reader: ShardReader, record: Record, max_pixels: int) -> tuple[str, str] | None:
     _, offset, size, _ = sample.image
-    if size > MAX_BYTES:
-        return "over the byte limit", f"image of {size} bytes, at most {MAX_BYTES} are read"
     width, height = record.width, record.height
     if width * height > max_pixels:
         return "too many pixels", f"{width}×{height}, expected at most {max_pixels} pixels"
@@ -70,7 +69,7 @@ def _notes(record: Record, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for region in value.get("regions", []):
         box = region.get("box") if isinstance(region, dict) else None
         if _partly_outside(box, record.width, record.height):
-            yield "box partly outside", f"box {box} in an image of {record.width}×{record.height}"
+            yield "box partly outside", f"box {short(box)} in an image of {record.width}×{record.height}"
     for place, problem in violations(value, record_schema()):
         if not _HAS_KIND.fullmatch(place):
             yield "differs from schema", f"{place}: {problem}"

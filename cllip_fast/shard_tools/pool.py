@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from cllip_fast.data.samples import Sample
 from cllip_fast.data.shards import ShardReader
 from cllip_fast.shard_tools.examine import Verdict, examine
-from cllip_fast.shard_tools.samples import Sample
 
 _BATCH = 32
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from cllip_fast.data.decode import MAX_PIXELS
 from cllip_fast.data.folders import completed, locked
+from cllip_fast.data.samples import Sample
 from cllip_fast.data.shards import ShardError, ShardReader
 from cllip_fast.errors import InputError
 from cllip_fast.shard_tools.check import Report, examine_shards
-from cllip_fast.shard_tools.samples import Sample
 
 
 @dataclass(frozen=True)

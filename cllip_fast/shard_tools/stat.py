@@ -17,7 +17,7 @@ from cllip_fast.data.record import Record, RecordError
 from cllip_fast.data.shards import ShardReader
 from cllip_fast.data.tokenizer import Tokenizer, load_tokenizer
 from cllip_fast.shard_tools.files import printable
-from cllip_fast.shard_tools.samples import list_samples, read_record
+from cllip_fast.shard_tools.samples import find_samples, read_record
 
 _PERCENTILES = (5, 25, 50, 75, 95, 99)
 _UNKNOWN = "unknown"
@@ -97,7 +97,7 @@ def gather_statistics(paths: list[Path], tokenizer: str | Path | None = None) ->
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     found = Statistics(shards=len(paths))
     for path in tqdm(paths, desc="reading records", unit=" shards", delay=2, leave=False):
-        samples, faults = list_samples(path)
+        samples, faults = find_samples(path)
         found.left_out.update(fault.kind for fault in faults)
         reader, captions = ShardReader([path]), []
         for sample in samples:

@@ -407,3 +407,30 @@ def test_the_schema_file_and_the_validator_agree():
             json.dumps(record(regions=[{k: v for k, v in full["regions"][0].items() if k != name}])).encode()
         )
         assert len(parsed.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "side", ["1e400", "1" + "0" * 400, "1" + "0" * 5000, "2147483648", "-1", "true", "[" * 900 + "]" * 900]
+)
+@pytest.mark.parametrize("crop", ["pad", "random"])
+def test_sides_beyond_all_bounds_are_a_bad_record(tmp_path, loader, side, crop):
+    text = f'{{"captions": ["a"], "width": {side}, "height": 16}}'.encode()
+    files = [("x.jpg", jpeg()), ("x.json", text), ("y.jpg", jpeg()), ("y.json", json.dumps(record()).encode())]
+    made = loader(raw_shard(tmp_path / "a.tar", files), crop=crop, train=True, batch_size=2)
+    assert next(made.forever()).keys == ["y", "y"]
+    assert made.skipped == {"bad record": 1}
+
+
+def test_members_over_the_byte_limit_are_never_read(tmp_path, loader):
+    files = [("x.jpg", jpeg()), ("x.json", b" " * (1 << 22) + b"{}"), ("y.jpg", jpeg())]
+    made = loader(raw_shard(tmp_path / "a.tar", [*files, ("y.json", json.dumps(record()).encode())]))
+    assert read_all(made) == ["y"]
+    assert made.skipped == {"over the byte limit": 1}
+
+
+def test_what_is_no_file_is_no_shard(tmp_path, loader):
+    write_shard(tmp_path, good(count=2))
+    os.mkfifo(tmp_path / "pipe.tar")  # opening it would wait for ever
+    made = loader(tmp_path)
+    assert read_all(made) == ["g0", "g1"]
+    assert made.skipped == {"unreadable shard": 1}

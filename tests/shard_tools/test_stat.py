@@ -41,7 +41,7 @@ def shards(tmp_path):
 def test_counts(shards):
     found = gather_statistics(shards)
     assert (found.shards, found.images, found.captions, found.regions) == (3, 5, 7, 4)
-    assert found.left_out == {"bad region box": 1, "no caption": 1, "too many pixels": 1, "unreadable shard": 1}
+    assert found.left_out == {"bad region box": 1, "no caption": 1, "bad record": 1, "unreadable shard": 1}
     assert found.quantities["regions an image"] == {3: 1, 0: 3, 1: 1}
     assert found.quantities["captions an image"] == {3: 1, 1: 4}
     assert found.quantities["image width"] == {200: 1, 16: 4}
