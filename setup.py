@@ -92,6 +92,7 @@ setup(
         "xformers": ["xformers"],
         "open-clip": ["open_clip_torch>=3.3"],
         "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
         "plots": ["matplotlib"],
         "clip": ["ftfy"],
         "sentencepiece": ["sentencepiece"],

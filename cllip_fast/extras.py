@@ -21,6 +21,7 @@ _EXTRAS = {
     "ftfy": ("ftfy", "ftfy", "pip install 'cllip-fast[clip]'"),
     "sentencepiece": ("sentencepiece", "sentencepiece", "pip install 'cllip-fast[sentencepiece]'"),
     "tensorboard": ("tensorboard", "tensorboard", "pip install 'cllip-fast[tensorboard]'"),
+    "wandb": ("wandb", "wandb", "pip install 'cllip-fast[wandb]'"),
     "matplotlib": ("matplotlib", "matplotlib", "pip install 'cllip-fast[plots]'"),
 }
 

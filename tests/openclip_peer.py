@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock
 
@@ -21,6 +22,26 @@ def openclip_losses() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def openclip_model() -> ModuleType:
+    """The module `open_clip.model`, with CLIP, under a name of its own: `open_clip` itself stays as it is."""
+    name = "openclip_peer"
+    package = ModuleType(name)
+    package.__path__ = [str(Path(importlib.metadata.distribution("open_clip_torch").locate_file("open_clip")))]
+    sys.modules[name] = package
+    absent = {"transformers": None} | {each: MagicMock() for each in _TORCHVISION}  # not for this model
+    held = {module: sys.modules.get(module) for module in absent}
+    sys.modules.update(absent)
+    try:
+        return importlib.import_module(f"{name}.model")
+    finally:
+        for module, earlier in held.items():
+            if earlier is None:
+                del sys.modules[module]
+            else:
+                sys.modules[module] = earlier
 
 
 def openclip_trainer() -> ModuleType:

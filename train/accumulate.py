@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cllip_fast.errors import InputError, check_tensor
 
@@ -81,7 +82,8 @@ def accumulate(
         with no_sync() if number < len(batches) else nullcontext(), state.replayed():
             output = forward(batch)
             names = [name for name in gradient if output[name].requires_grad]
-            torch.autograd.backward([output[name] for name in names], [gradient[name] for name in names])
+            with record_function("backward"):
+                torch.autograd.backward([output[name] for name in names], [gradient[name] for name in names])
     return parts
 
 
@@ -166,5 +168,6 @@ def _leaf(value: Tensor) -> Tensor:
 def _backward(loss: Callable[..., Tensor | dict[str, Tensor]], outputs: Outputs) -> dict[str, Tensor]:
     parts = loss(**outputs)
     parts = parts if isinstance(parts, dict) else {"loss": parts}
-    sum(parts.values()).backward()
+    with record_function("backward"):
+        sum(parts.values()).backward()
     return {name: part.detach() for name, part in parts.items()}

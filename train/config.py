@@ -12,6 +12,7 @@ from pathlib import Path
 from cllip_fast.errors import InputError, check_choice
 
 LOSSES = ("clip", "region", "grounding", "patch", "localization")
+REPORTS = ("tensorboard", "wandb")
 
 
 def option(default: object, group: str, help: str, choices: tuple[str, ...] | None = None) -> typing.Any:
@@ -91,7 +92,11 @@ class Config:
     keep: int = option(3, "run", "newest checkpoints that are kept; 0: all")
     eval_frequency: int = option(0, "run", "steps between evaluations; 0: only at the end")
     log_every_n_steps: int = option(20, "run", "steps between log lines")
-    report_to: str = option("", "run", "'tensorboard' beside the JSONL log", ("", "tensorboard"))
+    report_to: str = option("", "run", f"beside the JSONL log: some of {','.join(REPORTS)}")
+    profile: str = option("", "run", "START:COUNT: a trace of so many steps, from that one on, for chrome://tracing")
+    max_skipped: int = option(
+        20, "run", "steps in a row with a loss or gradient that is not finite that end the run; fewer are skipped"
+    )
     device: str = option("auto", "run", "auto: cuda where there is one, else cpu", ("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
@@ -99,7 +104,7 @@ class Config:
             if field.metadata["choices"]:
                 check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
         positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "accum_freq",
-                    "loader_threads", "save_frequency", "log_every_n_steps")  # fmt: skip
+                    "loader_threads", "save_frequency", "log_every_n_steps", "max_skipped")  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least 1")
@@ -121,7 +126,7 @@ class Config:
             raise InputError(f"--layer-decay is {self.layer_decay}, expected more than 0, up to 1")
         if self.freeze_steps and not self.pretrained:
             raise InputError(f"--freeze-steps is {self.freeze_steps}, expected 0 without --pretrained")
-        _ = self.parts  # names of losses are checked now, not after the data has been made
+        _ = self.parts, self.reports, self.profiled  # are checked now, not after the data has been made
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -132,6 +137,27 @@ class Config:
         for part in asked:
             check_choice("--losses", part, LOSSES)
         return tuple(part for part in LOSSES if part in asked)
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Where figures go beside the JSONL log."""
+        asked = tuple(dict.fromkeys(filter(None, (name.strip() for name in self.report_to.split(",")))))
+        for name in asked:
+            check_choice("--report-to", name, REPORTS)
+        return asked
+
+    @property
+    def profiled(self) -> range:
+        """The steps to trace, counted from 1; none by default."""
+        if not self.profile:
+            return range(0)
+        start, colon, count = self.profile.partition(":")
+        if not (colon and start.isdecimal() and count.isdecimal() and int(start) and int(count)):
+            raise InputError(f"--profile is {self.profile!r}, expected START:COUNT, such as 20:3")
+        steps = range(int(start), int(start) + int(count))
+        if steps[-1] > self.steps:
+            raise InputError(f"--profile is {self.profile}, but the run ends after step {self.steps}")
+        return steps
 
     def to_dict(self) -> dict[str, str | int | float]:
         return dataclasses.asdict(self)

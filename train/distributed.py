@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -14,6 +16,9 @@ import torch.distributed as dist
 from cllip_fast.errors import InputError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for one another where one alone has work to do: an evaluation outlasts NCCL's ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,15 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @cached_property
+    def patient(self) -> dist.ProcessGroup | None:
+        """The same ranks on gloo, for CPU tensors and long waits; all ranks must ask for it first at the same place."""
+        return None if self.group is None else dist.new_group(backend="gloo", timeout=PATIENCE)
+
     def barrier(self) -> None:
+        """Wait for all ranks, however long one of them evaluates or generates data."""
         if self.group is not None:
-            dist.barrier()
+            dist.barrier(self.patient)
 
     def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is True on one."""

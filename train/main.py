@@ -9,7 +9,8 @@
     torchrun --standalone train/main.py --resume latest                        # go on after an interruption
 
 Writes runs/<name>/: config.json, log.jsonl, checkpoints/, results.json, curves.png, sheet_<split>.png.
-SIGTERM saves a checkpoint and ends with exit code 0; SIGUSR1, to rank 0, saves one and goes on.
+SIGTERM, SIGUSR1 or Ctrl-C, to any rank, saves a checkpoint and ends with exit code 75: go on with --resume latest.
+0: done, 1: an error. torchrun makes 1 of every code but 0; runs/<name>/stopped tells such an end from an error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from cllip_fast import __version__, extras
 from cllip_fast.data import Batch
@@ -38,9 +40,11 @@ from cllip_fast.train.accumulate import accumulate
 from cllip_fast.train.config import Config, parse
 from cllip_fast.train.evaluation import Evaluation
 from cllip_fast.train.inputs import create_inputs
-from cllip_fast.train.logs import RunLog
+from cllip_fast.train.logs import create_log
 from cllip_fast.train.optimizer import create_optimizer, freeze_towers, learning_rate, set_learning_rate
-from cllip_fast.train.signals import SaveRequest, StopRequest
+from cllip_fast.train.profiling import StepProfiler
+from cllip_fast.train.signals import UNFINISHED, StopRequest
+from cllip_fast.train.skipped import SkippedSteps
 
 
 def build_model(config: Config, vocab_size: int) -> CllipModel:
@@ -80,9 +84,10 @@ def logit_scales(model: CllipModel) -> dict[str, float]:
     return {"logit_scale": model.logit_scale.exp().item(), "region_logit_scale": local.exp().item()}
 
 
-def train(config: Config, world: distributed.World) -> None:
+def train(config: Config, world: distributed.World) -> bool:
+    """Train, evaluate, draw; False if a signal ended it before."""
     began, run = time.perf_counter(), Path(config.logs_dir) / config.name
-    stop, save = StopRequest(), SaveRequest()
+    stop = StopRequest(world.patient)
     if world.is_main:
         kind = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
         print(f"CLLIP-Fast {__version__}, torch {torch.__version__}, {world.size} x {kind}")
@@ -112,27 +117,34 @@ def train(config: Config, world: distributed.World) -> None:
     frozen = freeze_towers(model) if step < config.freeze_steps else []
     wrapped = DistributedDataParallel(model) if world.size > 1 else model
 
-    log = RunLog(run, steps=config.steps, start=step, tensorboard=bool(config.report_to), main=world.is_main)
-    evaluation = Evaluation(model, inputs, config, world, log, run)
-    log.say(f"  {'model':<13} {model.describe()}\n  {'input':<13} {inputs.describe()}")
+    log = create_log(run, config, step, world)
+    skipped = SkippedSteps(run / "skipped.jsonl", config.max_skipped, step, model, world, log.say)
+    profiler = StepProfiler(config.profiled if world.is_main else range(0), run, step, log.say)
+    evaluation = Evaluation(model, inputs, config, world, log, run, stop)
+    log.say(f"  {'model':<13} {model.describe()}\n  {'work':<13} {log.speed.description}")
+    log.say(f"  {'input':<13} {inputs.describe()}")
     if pretrained:
         log.say(f"  {'start':<13} {pretrained}")
     if earlier:
         log.say(f"an earlier run of this name is now {earlier}")
     log.say(f"going on after step {step} of {source}" if source else f"writing to {run}")
     if world.is_main:
-        (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
-        inputs.tokenizer.save(run / f"tokenizer{inputs.tokenizer.suffix}")
+        with checkpoint.writable(run):
+            (run / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+            inputs.tokenizer.save(run / f"tokenizer{inputs.tokenizer.suffix}")
+            (run / "stopped").unlink(missing_ok=True)
 
     def encode(batch: Batch) -> dict[str, Tensor]:
         with autocast:  # the losses stay outside: they accumulate in fp32 by themselves
             return forward(wrapped, batch.to(world.device, non_blocking=True), model_parts)
 
     stream = inputs.train.forever()
-    log.restart_clock()
+    profiler.start(model, loss, optimizer)
+    log.start_clock()
     while step < config.steps:
         waiting = time.perf_counter()
-        batches = [next(stream) for _ in range(config.accum_freq)]
+        with record_function("data"):
+            batches = [next(stream) for _ in range(config.accum_freq)]
         data_seconds = time.perf_counter() - waiting
         if frozen and step == config.freeze_steps:
             for parameter in frozen:
@@ -145,31 +157,34 @@ def train(config: Config, world: distributed.World) -> None:
         parts = accumulate(encode, partial(loss, output_dict=True), batches, no_sync=no_sync)
         total = sum(parts.values())
         grad_norm = nn.utils.clip_grad_norm_(trained, config.grad_clip_norm or math.inf)
-        optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # fused AdamW skips such a step, without a wait
+        finite = torch.isfinite(total) & torch.isfinite(grad_norm)
+        optimizer.found_inf = (~finite).float()  # fused AdamW skips such a step, without a wait
         optimizer.step()
         optimizer.zero_grad()
         model.clamp_logit_scales()
         step += 1
         log.add(loss=total, **parts, grad_norm=grad_norm, skipped=optimizer.found_inf, data_seconds=data_seconds)
+        skipped.add(step, batches, parts, optimizer.found_inf)
+        profiler.step()
 
-        # Reading figures waits for the GPU and ranks vote on stopping: once an interval, not every step.
-        at_end = step == config.steps
+        # Reading figures waits for the GPU: once an interval, not every step.
+        stopping, at_end = stop.agreed(), step == config.steps
         interval = at_end or step % config.log_every_n_steps == 0
+        saving = at_end or stopping or step % config.save_frequency == 0
         if interval:
-            means = log.flush(
+            log.flush(
                 step,
                 config.batch_size * config.accum_freq * world.size,
                 lr=learning_rate(step - 1, config),
                 **logit_scales(model),
                 **inputs.train.counts,
             )
-            if means["skipped"] > 0.5:
-                raise InputError(f"most gradients since step {step - config.log_every_n_steps} are not finite; "
-                                 f"the last batch was {', '.join(batches[-1].keys)}")  # fmt: skip
-        stopping = world.any(bool(stop)) if interval or world.size == 1 else False
-        if world.is_main and (save.take() or stopping or at_end or step % config.save_frequency == 0):
+        if interval or saving:
+            skipped.check()
+        if saving and world.is_main:
             try:
-                checkpoints.save(step)
+                with log.paused():
+                    checkpoints.save(step)
             except InputError as error:  # the earlier ones are whole; only the save that ends a run must succeed
                 if stopping or at_end:
                     raise
@@ -178,22 +193,25 @@ def train(config: Config, world: distributed.World) -> None:
             log.say(f"stopped by {stop.signal or 'another rank'} after step {step}; --resume latest goes on")
             break
         if config.eval_frequency and step % config.eval_frequency == 0 and not at_end:
-            evaluation.evaluate(step)
-        if interval:
-            log.restart_clock()
-    else:
-        evaluation.finish(step, time.perf_counter() - began)
+            with log.paused():
+                evaluation.evaluate(step)
+    done = step == config.steps and evaluation.finish(step, time.perf_counter() - began)
+    if world.is_main and not done:
+        with checkpoint.writable(run):
+            (run / "stopped").write_text(f"{stop.signal or 'a signal to another rank'}, step {step}\n")
+    profiler.close()
     log.close()
+    return done
 
 
-def main() -> None:
+def main() -> int:
     config = parse(description=__doc__)
     with distributed.start(config.device) as world:
-        train(config, world)
+        return 0 if train(config, world) else UNFINISHED
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except InputError as error:
         sys.exit(f"error: {error}")

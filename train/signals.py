@@ -1,17 +1,30 @@
-"""Signals become requests that the training loop reads: SIGTERM and Ctrl-C to stop, SIGUSR1 to save and go on."""
+"""SIGTERM, SIGUSR1 and Ctrl-C ask for a checkpoint and the end of the run; all ranks agree after which step."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
+UNFINISHED = 75
+"""Exit code of a run that was asked to end before it was done: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
 
 class StopRequest:
-    """True once the process has been asked to stop; a second Ctrl-C ends it at once."""
+    """True once this process has been asked to stop; a second Ctrl-C ends it at once.
 
-    def __init__(self) -> None:
+    Args:
+        group: the ranks that stop together, a group of CPU tensors; None: this process alone.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.signal: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._group = group
+        self._votes: torch.Tensor | None = None
+        self._vote: dist.Work | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -21,18 +34,18 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def agreed(self) -> bool:
+        """Whether some rank has been asked: the same answer on all ranks. Call it once a step on each.
 
-class SaveRequest:
-    """SIGUSR1 asks for a checkpoint after the current step; the main rank's is the one that counts."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGUSR1, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    def take(self) -> bool:
-        """Whether a signal came since the last call."""
-        asked, self.asked = self.asked, False
-        return asked
+        The votes travel while the next step is computed, so that nothing waits for them: on several ranks the answer
+        is the last call's.
+        """
+        if self._group is None:
+            return bool(self)
+        answer = False
+        if self._vote is not None:
+            self._vote.wait()
+            answer = bool(self._votes.item())
+        self._votes = torch.tensor([float(bool(self))])
+        self._vote = dist.all_reduce(self._votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer

@@ -25,7 +25,6 @@ from cllip_fast.models import PRESETS
 from cllip_fast.train import checkpoint, distributed
 from cllip_fast.train.checkpoint import Checkpoints
 from cllip_fast.train.config import Config, parse
-from cllip_fast.train.signals import SaveRequest
 from tests.ranks import on_ranks
 
 
@@ -314,18 +313,6 @@ def test_all_ranks_resume_from_what_the_main_rank_finds(tmp_path: Path) -> None:
     assert on_ranks(2, find_on_each, str(tmp_path)) == [refused] * 2
 
 
-def test_sigusr1_is_taken_once() -> None:
-    earlier = signal.getsignal(signal.SIGUSR1)
-    try:
-        save = SaveRequest()
-        assert not save.take()
-        signal.raise_signal(signal.SIGUSR1)
-        assert save.take()
-        assert not save.take()
-    finally:
-        signal.signal(signal.SIGUSR1, earlier)
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_scenes(tmp_path_factory.mktemp("scenes") / "scenes", train=12, val=2, unseen=2, processes=1)
@@ -341,23 +328,6 @@ def train(scenes: Path, logs: Path, **options: object) -> Path:
     with distributed.start("cpu") as world:
         train(config, world)
     return logs / config.name / "checkpoints"
-
-
-def test_sigusr1_saves_and_the_run_goes_on(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cllip_fast.train import main as trainer
-
-    calls, forward = [], trainer.forward
-
-    def signalled(*arguments: object) -> dict:
-        calls.append(1)
-        if len(calls) == 2:
-            assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL, "the trainer does not listen"
-            signal.raise_signal(signal.SIGUSR1)
-        return forward(*arguments)
-
-    monkeypatch.setattr(trainer, "forward", signalled)
-    folder = train(scenes, tmp_path)
-    assert [path.name for path in checkpoint.stored(folder)] == ["step_00000002.pt", "step_00000003.pt"]
 
 
 def test_a_failed_save_is_a_warning_unless_it_ends_the_run(

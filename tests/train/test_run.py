@@ -19,6 +19,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.train import checkpoint, distributed
 from cllip_fast.train.config import parse
 from cllip_fast.train.main import train
+from cllip_fast.train.signals import UNFINISHED
 
 MAIN = Path(__file__).parents[2] / "train" / "main.py"
 SCENES = 96
@@ -131,15 +132,16 @@ def wait_for_step(log: Path, step: int, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
 
 
-def test_sigterm_saves_and_ends_cleanly_then_resume_goes_on(scenes: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_ends_with_its_exit_code(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(MAIN), *arguments(scenes, tmp_path, steps=4000, save_frequency=100_000)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = tmp_path / "scenes"
     wait_for_step(folder / "log.jsonl", 3, process)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
-    assert "SIGTERM" in output
+    assert process.returncode == UNFINISHED == 75, output
+    assert "stopped by SIGTERM" in output
+    assert not (folder / "results.json").exists()
     saved = checkpoint.find("latest", folder / "checkpoints")
     step = int(saved.stem[5:])
     assert step == max(losses(folder))
@@ -203,9 +205,13 @@ def test_gradients_that_are_not_finite_stop_the_run(
         return output | {"image_features": output["image_features"] * float("nan")}
 
     monkeypatch.setattr(trainer, "forward", broken)
-    with pytest.raises(InputError, match="not finite"):
-        run(scenes, tmp_path)
+    with pytest.raises(InputError, match=r"3 steps in a row, up to step 3, .*skipped\.jsonl"):
+        run(scenes, tmp_path, max_skipped=3)
     assert not list((tmp_path / "scenes" / "checkpoints").glob("*.pt"))
+    first, *_ = (json.loads(line) for line in (tmp_path / "scenes" / "skipped.jsonl").read_text().splitlines())
+    assert first["losses"]["contrastive_loss"] == "nan"
+    assert float(first["losses"]["region_loss"]) > 0
+    assert len(first["keys"][0]) == 8
 
 
 def test_bad_input_is_refused_by_name(scenes: Path, tmp_path: Path, whole_run: Path) -> None:
