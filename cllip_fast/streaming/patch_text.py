@@ -2,7 +2,7 @@
 
 Patches never leave their rank; texts travel in chunks. What crosses ranks besides: owners and ids of the texts, their
 column statistics in two small all-reduces, and the text gradients in one reduce-scatter a chunk. The pooled scores of
-the local images with all texts are kept from forward to backward; an excluded pair's is −inf.
+the local images with all texts are kept from forward to backward; that of a pair that does not count is −inf.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels.block import lengths
+from cllip_fast.kernels.patch_text.contrast import NO_PAIR, Pairs, Pulls
 from cllip_fast.kernels.patch_text.tiles import saved_dtype
 from cllip_fast.kernels.products import accumulation_dtype, operand
 from cllip_fast.streaming.backends import kernels
 from cllip_fast.streaming.gradients import TextGradients
 from cllip_fast.streaming.once import differentiable_once
-from cllip_fast.streaming.patch_walk import NO_PAIR, PatchWalk, exclude
+from cllip_fast.streaming.patch_walk import PatchGradients, PatchWalk
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
 
@@ -110,14 +111,23 @@ def _forward(
             filter_texts = operand((walk.texts / lengths(walk.texts)[:, None]).to(texts.dtype)).view(texts.shape)
         kept = gathered_buffer(walk.texts, shape, keep)
         for chunk in walk.chunks(kept if kept.numel() else None):
-            block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)
-            kernel.pool_scores(patches, chunk.texts, patch_mask, pool, temperature, block, extra)
-            positive[chunk.own_rows] = block[walk.positives(chunk)]
-            exclude(block, walk, chunk, valid, ids, filter_texts, threshold, patch_mask)
-            logits = block * a
-            row_lse = torch.logaddexp(row_lse, logits.logsumexp(1))
-            column_lse[:, chunk.span] = logits.logsumexp(0).view(shape[0], -1)
-        positive.masked_fill_(~valid.flatten(), 0)
+            pairs = Pairs(chunk.owner, valid, chunk.ids, ids, filter_texts, 1.0 if threshold is None else threshold)
+            of_texts = accumulator.new_zeros(chunk.texts.shape[0])
+            rows, columns = kernel.forward_block(
+                patches,
+                chunk.texts,
+                patch_mask,
+                pool,
+                temperature,
+                a,
+                pairs,
+                walk.block(pooled, chunk),
+                walk.block(saved, chunk),
+                of_texts,
+            )
+            positive[chunk.own_rows] = of_texts[chunk.own_columns]
+            row_lse = torch.logaddexp(row_lse, rows)
+            column_lse[:, chunk.span] = columns.view(shape[0], -1)
         column_lse = _over_ranks(exchange, column_lse)
 
         margins = _margins(walk, row_lse, column_lse, positive * a)
@@ -139,11 +149,6 @@ def _margins(walk: PatchWalk, row_lse: Tensor, column_lse: Tensor, logits: Tenso
     """[2, B·T]: how far the negatives (of the text, of its image) exceed each of this rank's positives."""
     columns = column_lse[walk.exchange.rank, : logits.shape[0]]
     return torch.stack([columns, row_lse[walk.image_of]]).sub_(logits)
-
-
-def _softmax_part(logits: Tensor, lse: Tensor, weight: Tensor) -> Tensor:
-    """weight · e^(logits − lse), in the memory of `logits`."""
-    return logits.sub_(lse).exp_().mul_(weight)
 
 
 @_forward.register_fake
@@ -211,6 +216,9 @@ def _backward(
     """-> d_patches, d_texts, d_scale; those not needed have 0 elements."""
     with plain_precision(patches):
         exchange = Exchange(group)
+        # Alone, all texts are at hand: one chunk, after which an image's gradient is complete.
+        alone = exchange.world_size == 1
+        chunk_size = valid.numel() if alone else chunk_size
         walk = PatchWalk(texts, valid, None, exchange, tuple(counts.tolist()), chunk_size)
         kernel = kernels(backend, "patch_text", patches.device)
         a = scale.reshape(()).to(pooled.dtype)
@@ -223,37 +231,40 @@ def _backward(
         row_lse = row_lse.masked_fill(row_lse == NO_PAIR, 0)
         column_lse = column_lse.masked_fill(column_lse == NO_PAIR, 0)
 
-        d_patches = pooled.new_zeros(patches.shape if need_patches else 0)
+        d_patches = PatchGradients(patches, pooled, need_patches, valid.numel() if alone else None)
         d_texts = TextGradients(exchange, walk.counts, texts.shape[2], pooled, need_texts, texts.dtype)
         d_scale = pooled.new_zeros(())
         factor = a * exchange.all_sum(gradient)
         for chunk in walk.chunks(kept if kept.numel() else None, again=True):
-            block = walk.block(pooled, chunk)
-            of_columns = (each[:, chunk.span].flatten() for each in (column_lse, column_weight))
-            d_pooled = _softmax_part(block * a, row_lse[:, None], row_weight[:, None])
-            d_pooled += _softmax_part(block * a, *of_columns)
-            finite = block.masked_fill(block == NO_PAIR, 0)
-            d_pooled[walk.positives(chunk)] = d_positive[chunk.own_rows]
-            finite[walk.positives(chunk)] = positive[chunk.own_rows]
-            d_scale += (d_pooled * finite).sum()
-            kernel.pool_backward(
-                patches,
-                chunk.texts,
-                patch_mask,
-                pool,
-                temperature,
-                finite,
-                walk.block(saved, chunk),
-                d_pooled.mul_(factor),
-                d_patches,
-                d_texts.chunk(chunk.span),
-            )
+            block, extra = walk.block(pooled, chunk), walk.block(saved, chunk)
+            of_columns = [each[:, chunk.span].flatten() for each in (column_lse, column_weight)]
+            of_columns.append(walk.columns(d_positive, chunk))
+            d_chunk = d_texts.chunk(chunk.span)
+            for images in d_patches.spans():
+                owner = chunk.owner - images.start
+                part = Pulls(a, row_lse[images], row_weight[images], *of_columns, owner)
+                d_pooled, total = kernel.pooled_gradient(block[images], part, factor)
+                d_scale += total
+                d_part = d_patches.part(images)
+                kernel.pool_backward(
+                    patches[images],
+                    chunk.texts,
+                    None if patch_mask is None else patch_mask[images],
+                    pool,
+                    temperature,
+                    block[images],
+                    extra[images],
+                    d_pooled,
+                    d_part,
+                    d_chunk,
+                )
+                d_patches.put(images, d_part)
             d_texts.send(chunk.span)
         own_texts = d_texts.collect(walk.texts.shape[0])
         if need_scale:
             d_scale = (exchange.all_sum(d_scale) * gradient).to(scale.dtype).reshape(scale.shape)
         return (
-            d_patches.to(patches.dtype) if need_patches else patches.new_empty(0),
+            d_patches.collect(),
             own_texts.to(texts.dtype).view(texts.shape) if need_texts else texts.new_empty(0),
             d_scale if need_scale else scale.new_empty(0),
         )

@@ -13,8 +13,9 @@ same image stand in neither.
     max:      dv_ip = a Σ_{j: p best} G_ij t_j                  dt_j = a Σ_i G_ij v_i,best(i,j)
     softmax:  ds_ijp = a G_ij w_ijp (1 + (s_ijp − S_ij) / τ),   then two products
 
-`tiling.py` cuts images × texts into tiles of bounded size, `tiles.py` pools and un-pools them (plain PyTorch, the
-specification); `native.py` is the CPU's, an image × some texts at a time (`csrc/patch_walk.h`, `csrc/patch_text.h`);
+`tiling.py` cuts images × texts into tiles of bounded size, `tiles.py` pools and un-pools them, `contrast.py` has the
+sums over S and its gradient (plain PyTorch, the specification); `native.py` is the CPU's, an image × some texts at a
+time (`csrc/patch_walk.h`, `csrc/patch_text.h`); `triton.py` the GPU's, sums and exclusions in the kernel that pools;
 `exclusions.py` finds the pairs that are no negatives. Kept between forward and backward: S_ij and one number beside it
 (which patch, or the pooling's log-sum-exp), a P-th of the scores. Recomputed: the scores, for softmax only. Products:
 one forward; backward none for max (gathers of the best patches), three for softmax. Deterministic: no atomics; gathers

@@ -11,13 +11,35 @@ from torch import Tensor
 
 from cllip_fast.kernels import native
 from cllip_fast.kernels.patch_text import tiles
+from cllip_fast.kernels.patch_text.contrast import Pairs, finite, log_sums, pooled_gradient
 from cllip_fast.kernels.patch_text.tiles import saved_dtype
 from cllip_fast.kernels.products import operand
 
-__all__ = ["pool_backward", "pool_scores", "saved_dtype"]
+__all__ = ["forward_block", "pool_backward", "pool_scores", "pooled_gradient", "saved_dtype"]
 
 CONVERTED = 2**19
 """Numbers of half-precision patches in fp32 at a time (unless one image has more): 2 MiB."""
+
+
+def forward_block(
+    patches: Tensor,
+    texts: Tensor,
+    patch_mask: Tensor | None,
+    pool: str,
+    temperature: float,
+    scale: Tensor,
+    pairs: Pairs,
+    pooled: Tensor,
+    saved: Tensor,
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """See `tiles.forward_block`.
+
+    Raises:
+        InputError: the features are not on the CPU, or the library is not built.
+    """
+    pool_scores(patches, texts, patch_mask, pool, temperature, pooled, saved)
+    return log_sums(pooled, texts, patch_mask, scale, pairs, positive)
 
 
 def pool_scores(
@@ -66,6 +88,7 @@ def pool_backward(
         return tiles.pool_backward(
             patches, texts, patch_mask, pool, temperature, pooled, saved, gradient, d_patches, d_texts
         )
+    pooled = finite(pooled) if pool == "softmax" else pooled
     for images in _spans(patches):
         part = operand(patches[images]), texts, None if patch_mask is None else patch_mask[images]
         given, best = native.table(gradient[images]), native.table(saved[images])
@@ -74,7 +97,13 @@ def pool_backward(
             native.call_patches("max_pool_backward", *part, *best, saved.element_size(), *given, **wanted)
         else:
             native.call_patches(
-                "softmax_pool_backward", *part, temperature, *native.table(pooled[images]), *best, *given, **wanted
+                "softmax_pool_backward",
+                *part,
+                temperature,
+                *native.table(pooled[images]),
+                *best,
+                *given,
+                **wanted,
             )
 
 

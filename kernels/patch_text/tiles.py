@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cllip_fast.kernels.patch_text.contrast import Pairs, finite, log_sums, pooled_gradient
 from cllip_fast.kernels.patch_text.tiling import ScoreBuffer, tile_elements, tile_spans
 from cllip_fast.kernels.products import accumulate, accumulation_dtype, operand
+
+__all__ = ["forward_block", "pool_backward", "pool_scores", "pooled_gradient", "saved_dtype"]
 
 
 def saved_dtype(pool: str, patches: Tensor) -> torch.dtype:
@@ -14,6 +17,23 @@ def saved_dtype(pool: str, patches: Tensor) -> torch.dtype:
     if pool == "softmax":
         return accumulation_dtype(patches.dtype)
     return torch.uint8 if patches.shape[1] < 2**8 else torch.int16 if patches.shape[1] < 2**15 else torch.int32
+
+
+def forward_block(
+    patches: Tensor,
+    texts: Tensor,
+    patch_mask: Tensor | None,
+    pool: str,
+    temperature: float,
+    scale: Tensor,
+    pairs: Pairs,
+    pooled: Tensor,
+    saved: Tensor,
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`pool_scores`, then `contrast.log_sums`."""
+    pool_scores(patches, texts, patch_mask, pool, temperature, pooled, saved)
+    return log_sums(pooled, texts, patch_mask, scale, pairs, positive)
 
 
 def pool_scores(
@@ -77,7 +97,7 @@ def pool_backward(
 ) -> None:
     """Add the gradients of Σ gradient · pooled to `d_patches` [B, P, D] and `d_texts` [t, D] (accumulation type).
 
-    An accumulator with 0 elements is not wanted and skipped. `pooled` must be finite wherever `gradient` is 0.
+    An accumulator with 0 elements is not wanted and skipped. `pooled` may be `NO_PAIR` where `gradient` is 0.
     """
     if pool == "max":
         _max_backward(patches, texts, saved, gradient, d_patches, d_texts)
@@ -128,6 +148,7 @@ def _softmax_backward(
     d_texts: Tensor,
 ) -> None:
     buffer = ScoreBuffer(pooled.dtype)
+    pooled = finite(pooled)
     for images, columns in tile_spans(*patches.shape[:2], texts.shape[0], patches.is_cuda):
         rows = operand(patches[images])
         tile = buffer.scores(rows, texts[columns])

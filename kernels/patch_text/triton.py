@@ -1,8 +1,12 @@
-"""Patch–text pooling in Triton for bf16, fp16 and fp32, with the functions of `tiles.py`, which does fp64.
+"""Patch–text contrast in Triton for bf16, fp16 and fp32, with the functions of `tiles.py`, which does fp64.
 
-Forward (`triton_forward.py`) keeps the scores in registers and writes what `tiles.py` writes: the pooled scores and one
-number beside them. Backward (`triton_backward.py`) gathers best patches for max; for softmax it recomputes scores and
-hands their gradients, in the features' type, to two library products. No atomics; nothing waits for the device.
+    forward     `triton_forward.py`: scores in registers, pooled there, and the sums of the InfoNCE with their
+                exclusions; written are the pooled scores, one number beside each, and a line of sums a tile
+    gradient    `triton_contrast.py`: that of the pooled scores, in one pass over them
+    backward    `triton_backward.py`: best patches are gathered for max; for softmax scores are recomputed, and their
+                gradients, in the features' type, handed to two library products
+
+No atomics; nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -13,31 +17,45 @@ from typing import Any
 from torch import Tensor
 
 from cllip_fast.kernels.info_nce.triton_tiles import runs
-from cllip_fast.kernels.patch_text import tiles, triton_backward, triton_forward
+from cllip_fast.kernels.patch_text import contrast, tiles, triton_backward, triton_contrast, triton_forward
+from cllip_fast.kernels.patch_text.contrast import Pairs, Pulls
 from cllip_fast.kernels.patch_text.tiles import saved_dtype
 from cllip_fast.kernels.patch_text.triton_product import Tile
 from cllip_fast.kernels.tuning import CompileCase
 
-__all__ = ["compile_cases", "pool_backward", "pool_scores", "saved_dtype"]
+__all__ = ["compile_cases", "forward_block", "pool_backward", "pooled_gradient", "saved_dtype"]
 
 
-def pool_scores(
+def forward_block(
     patches: Tensor,
     texts: Tensor,
     patch_mask: Tensor | None,
     pool: str,
     temperature: float,
+    scale: Tensor,
+    pairs: Pairs,
     pooled: Tensor,
     saved: Tensor,
-) -> None:
-    """Fill `pooled` and `saved`; see `tiles.pool_scores`.
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fill `pooled`, `saved`, `positive` and return log Σ e^{a S} of images and texts; see `tiles.forward_block`.
 
     Raises:
         InputError: the features are not on a GPU.
     """
+    into = scale, pairs, pooled, saved, positive
     if not runs(texts):
-        return tiles.pool_scores(patches, texts, patch_mask, pool, temperature, pooled, saved)
-    triton_forward.launch_pool(patches, texts, patch_mask, pool == "softmax", temperature, pooled, saved)
+        return tiles.forward_block(patches, texts, patch_mask, pool, temperature, *into)
+    return triton_forward.forward(patches, texts, patch_mask, pool == "softmax", temperature, *into)
+
+
+def pooled_gradient(pooled: Tensor, pulls: Pulls, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """See `contrast.pooled_gradient`.
+
+    Raises:
+        InputError: the scores are not on a GPU.
+    """
+    return (triton_contrast if runs(pooled) else contrast).pooled_gradient(pooled, pulls, factor)
 
 
 def pool_backward(
@@ -66,18 +84,25 @@ def pool_backward(
         triton_backward.softmax_backward(patches, texts, patch_mask, temperature, pooled, saved, *into)
 
 
+# What may be None, with its type.
+MASKS = {"patch_mask": "*i1", "ids": "*i64", "own_ids": "*i64", "own_valid": "*i1", "excluded": "*i1"}
+
+
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """Every configuration for one compute capability, with a patch mask, the larger of the two variants."""
+    """Every configuration for one compute capability; kernels with a product without masks, and with every one."""
     gather = triton_backward.GATHERS[80]
     for dtype, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
         for tile in triton_forward.TILES[capability][size]:
             for softmax in (False, True):
                 kind = "softmax" if softmax else "max"
-                types = {"pooled": "*fp32", "saved": "*fp32" if softmax else "*u8"}
-                yield _case(f"{kind} forward", triton_forward.pool, dtype, tile, types, {"SOFTMAX": softmax})
+                types = {"saved": "*fp32" if softmax else "*u8", "owner": "*i64"}
+                yield from _cases(
+                    f"{kind} forward", triton_forward.forward_kernel, dtype, tile, types, {"SOFTMAX": softmax}
+                )
         for tile in triton_backward.TILES[capability][size]:
-            types = {"pooled": "*fp32", "saved": "*fp32", "gradient": "*fp32", "out": f"*{dtype}"}
-            yield _case("softmax backward", triton_backward.softmax_gradient, dtype, tile, types, {})
+            yield from _cases(
+                "softmax backward", triton_backward.softmax_gradient, dtype, tile, {"out": f"*{dtype}"}, {}
+            )
         yield CompileCase(
             name=f"patch_text sum_rows {dtype}",
             kernel=triton_backward.sum_rows,
@@ -94,30 +119,55 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
             num_warps=gather.num_warps,
             num_stages=1,
         )
+    kernel = triton_contrast.gradient_kernel
+    floats = [name for name in kernel.arg_names if name not in ("owner", "columns", "pooled_stride", "BLOCK_T")]
+    yield CompileCase(
+        name="patch_text pooled gradient",
+        kernel=kernel,
+        signature=dict.fromkeys(floats, "*fp32") | {"owner": "*i64", "columns": "i32", "pooled_stride": "i32"},
+        constants={"BLOCK_T": triton_contrast.TEXTS},
+        divisible_by_16=(*floats, "owner", "columns", "pooled_stride"),
+        num_warps=4,
+        num_stages=1,
+    )
 
 
-def _case(
+def _cases(
     name: str, kernel: Any, dtype: str, tile: Tile, types: dict[str, str], constants: dict[str, Any]
-) -> CompileCase:
+) -> Iterator[CompileCase]:
     """Of a kernel with a product, at a P that is not divisible by 16."""
+    masks = {mask: kind for mask, kind in MASKS.items() if mask in kernel.arg_names}
     constants = {
         **constants,
-        "MASKED": True,
         "BLOCK_T": tile.texts,
         "BLOCK_P": tile.patches,
         "BLOCK_D": tile.width,
         "EVEN_D": True,
+        "TMA": tile.tma,
     }
-    pointers = {"patches": f"*{dtype}", "texts": f"*{dtype}", "patch_mask": "*i1", **types}
-    signature = {name: "i32" for name in kernel.arg_names if name not in constants}
-    signature |= {**pointers, "inverse_temperature": "fp32"}
-    strides = {name for name in signature if name.endswith("_stride")} - {"mask_stride"}
-    return CompileCase(
-        name=f"patch_text {name} {dtype} {tile.texts}x{tile.patches}x{tile.width}",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        divisible_by_16=(*pointers, *sorted(strides), "columns", "width"),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    types = types | {"patches": f"*{dtype}", "texts": f"*{dtype}"}
+    floats = ("scale", "pooled", "saved", "positive", "row_partials", "column_partials", "gradient")
+    for masked in (False, True):
+        pointers = {each: "*fp32" for each in floats if each in kernel.arg_names} | types | (masks if masked else {})
+        constant = constants | ({} if masked else dict.fromkeys(masks))
+        signature = {each: "i32" for each in kernel.arg_names if each not in constant} | pointers
+        signature["inverse_temperature"] = "fp32"
+        if tile.tma:
+            signature["patches"] = f"tensordesc<{dtype}[1, {tile.patches}, {tile.width}]>"
+            signature["texts"] = f"tensordesc<{dtype}[{tile.texts}, {tile.width}]>"
+        divisible = [each for each in signature if each in pointers or each.endswith("_stride")]
+        yield CompileCase(
+            name=" ".join(
+                ["patch_text", name, dtype, f"{tile.texts}x{tile.patches}x{tile.width}"]
+                + (["tma"] if tile.tma else [])
+                + (["masked"] if masked else [])
+            ),
+            kernel=kernel,
+            signature=signature,
+            constants=constant,
+            divisible_by_16=tuple(
+                each for each in (*divisible, "columns", "width") if not signature[each].startswith("tensordesc")
+            ),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )

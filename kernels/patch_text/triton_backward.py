@@ -25,23 +25,30 @@ from torch import Tensor
 
 from cllip_fast.kernels.info_nce.triton_tiles import accumulate, of_device
 from cllip_fast.kernels.patch_text.tiling import tile_spans
-from cllip_fast.kernels.patch_text.triton_product import Table, Tile, product, rows_contiguous, tile_for
+from cllip_fast.kernels.patch_text.triton_product import (
+    Table,
+    Tile,
+    described_product,
+    operands,
+    product,
+    rows_contiguous,
+)
 
 TILES: Table = {
     0: {
-        2: (Tile(16, 32, 16, 4, 2), Tile(32, 16, 16, 4, 2)),
-        4: (Tile(16, 16, 16, 4, 2),),
+        2: (Tile(16, 32, 16, 4, 2, tma=True), Tile(32, 16, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
+        4: (Tile(16, 32, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
     },
     80: {
         2: (Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4)),
         4: (Tile(64, 64, 32, 4, 2),),
     },
     90: {
-        2: (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4)),
+        2: (Tile(128, 128, 64, 8, 3, tma=True), Tile(128, 64, 64, 4, 4, tma=True), Tile(128, 64, 64, 4, 4)),
         4: (Tile(64, 64, 32, 4, 2),),
     },
     100: {
-        2: (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4)),
+        2: (Tile(128, 128, 64, 8, 3, tma=True), Tile(128, 64, 64, 4, 4, tma=True), Tile(128, 64, 64, 4, 4)),
         4: (Tile(64, 64, 32, 4, 2),),
     },
 }
@@ -108,36 +115,42 @@ def softmax_gradient(
     image_stride,
     patch_stride,
     text_stride,
-    mask_stride,
     pooled_stride,
     saved_stride,
     gradient_stride,
     out_stride,
     inverse_temperature,
-    MASKED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EVEN_D: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """E of one image's BLOCK_P patches × BLOCK_T texts, into rows image·P + p of `out`; 0 for padded patches."""
     LOG2_E: tl.constexpr = 1.4426950408889634
     across, down = tl.cdiv(columns, BLOCK_T), tl.cdiv(count, BLOCK_P)
     program = tl.program_id(0)
-    image = (program // (across * down)).to(tl.int64)
-    patch = program // across % down * BLOCK_P + tl.arange(0, BLOCK_P)
-    column = program % across * BLOCK_T + tl.arange(0, BLOCK_T)
+    number = program // (across * down)
+    image = number.to(tl.int64)
+    first_patch, first_text = program // across % down * BLOCK_P, program % across * BLOCK_T
+    patch, column = first_patch + tl.arange(0, BLOCK_P), first_text + tl.arange(0, BLOCK_T)
     # What lies beyond the last patch or text is the last once more, and not stored.
     row, text = tl.minimum(patch, count - 1), tl.minimum(column, columns - 1)
-    patch_rows = patches + image * image_stride + row.to(tl.int64) * patch_stride
-    scores = product(patch_rows, texts + text.to(tl.int64) * text_stride, width, BLOCK_D, EVEN_D)
+    if TMA:
+        scores = described_product(
+            texts, patches, first_text, number, first_patch, width, BLOCK_T, BLOCK_P, BLOCK_D, False
+        )
+    else:
+        patch_rows = patches + image * image_stride + row.to(tl.int64) * patch_stride
+        scores = product(patch_rows, texts + text.to(tl.int64) * text_stride, width, BLOCK_D, EVEN_D)
     mean = tl.load(pooled + image * pooled_stride + text)
+    mean = tl.where(mean == float("-inf"), 0.0, mean)  # no pair: the gradient is 0, and 0 · ∞ would be NaN
     lse = tl.load(saved + image * saved_stride + text)
     upstream = tl.load(gradient + image * gradient_stride + text)
     weights = tl.exp2(scores * (inverse_temperature * LOG2_E) - (lse * LOG2_E)[None, :])
     result = upstream[None, :] * weights * ((scores - mean[None, :]) * inverse_temperature + 1)
-    if MASKED:
-        real = tl.load(patch_mask + image * mask_stride + row) != 0
+    if patch_mask is not None:
+        real = tl.load(patch_mask + image * count + row) != 0
         result = tl.where(real[:, None], result, 0.0)
     places = out + (image * count + patch)[:, None] * out_stride + column[None, :]
     inside = (patch < count)[:, None] & (column < columns)[None, :]
@@ -221,13 +234,12 @@ def score_gradients(
     """E as [B·P, t], in the type of `texts`, which is that of `patches`; arguments as `tiles.pool_backward`'s."""
     (images, count, width), columns = patches.shape, texts.shape[0]
     patches, texts = rows_contiguous(patches, texts.dtype), rows_contiguous(texts, texts.dtype)
-    tile = tile_for(TILES, texts, count)
+    tile, features = operands(TILES, patches, texts)
     # Aligned rows, for the stores and for the products.
     out = texts.new_empty((images * count, triton.cdiv(columns, 16) * 16))[:, :columns]
     mask = None if patch_mask is None else patch_mask.contiguous()
     softmax_gradient[(images * triton.cdiv(count, tile.patches) * triton.cdiv(columns, tile.texts),)](
-        patches,
-        texts,
+        *features,
         mask,
         pooled,
         saved,
@@ -238,17 +250,16 @@ def score_gradients(
         width,
         *patches.stride()[:2],
         texts.stride(0),
-        count,
         pooled.stride(0),
         saved.stride(0),
         gradient.stride(0),
         out.stride(0),
         1 / temperature,
-        MASKED=mask is not None,
         BLOCK_T=tile.texts,
         BLOCK_P=tile.patches,
         BLOCK_D=tile.width,
         EVEN_D=width % tile.width == 0,
+        TMA=tile.tma,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

@@ -1,16 +1,19 @@
-"""Pooling of patch–text scores in Triton; the patch scores live in registers only.
+"""Pooling of patch–text scores and the sums of the InfoNCE over it, in Triton; patch scores live in registers only.
 
     max:      S_ij = max_p v_ip·t_j, and P − (the first best p)
-    softmax:  S_ij = Σ_p w_p s_p / Σ_p w_p,  w_p = e^((s_p − m)/τ), and log Σ_p e^(s_p/τ); m, both sums: running over p
+    softmax:  S_ij = m + Σ_p w_p (s_p − m) / Σ_p w_p,  w_p = e^((s_p − m)/τ), and log Σ_p e^(s_p/τ); m and both sums run
+              over p, and padding, with s_p = −3e38, drops out of them as soon as m is a real score
+    rows:     Σ_j e^(a S_ij),  columns: Σ_i e^(a S_ij),  over the negatives, as (reference, total): total · e^reference
 
-A program has one image and a tile of texts, and walks the image's patches, D inside. Texts are the tile's rows, patches
-its columns, so that pooling reduces along a thread's own registers. Programs of one image follow each other: its
-patches come from memory once and are then in the L2, as are the chunk's texts. Nothing is recomputed, nothing summed by
-atomics: the same input gives the same bits.
+A program has a tile of texts and a few images, one after the other. It walks an image's patches, D inside; texts are
+the tile's rows, patches its columns, so that pooling reduces along a thread's own registers. What is then one number a
+text is taken out if the pair is no negative (padding, the text's own image, an equal id; what the conflict filter found
+is read, a byte a pair), and added to the texts' running sums, which stay in registers. The image's sum over the tile
+goes to `row_partials`, a line a tile of texts; the texts' sums go to `column_partials`, a line a group of images. A
+second kernel joins such lines. Nothing is recomputed, nothing summed by atomics: the same input gives the same bits.
 
-The sums over rows and columns of the InfoNCE are left to PyTorch. They need S without the pairs that are no negatives,
-and S is small: with 4 + 1 bytes a pair against 2·P·D operations a pair (200,000 at P = 196, D = 512), even ten passes
-over it in the L2 are hidden behind a few per cent of the product's time.
+Programs of the same images follow each other: their patches come from memory once and are then in the L2, as are the
+chunk's texts.
 """
 
 from __future__ import annotations
@@ -19,29 +22,55 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cllip_fast.kernels.patch_text.triton_product import Table, Tile, product, rows_contiguous, tile_for
+from cllip_fast.kernels.info_nce.triton_forward import FLOOR, MERGED, merge
+from cllip_fast.kernels.info_nce.triton_tiles import largest, processors
+from cllip_fast.kernels.patch_text.contrast import Pairs
+from cllip_fast.kernels.patch_text.exclusions import conflicts
+from cllip_fast.kernels.patch_text.triton_product import (
+    Table,
+    Tile,
+    described_product,
+    operands,
+    product,
+    rows_contiguous,
+)
 
 TILES: Table = {
     0: {
-        2: (Tile(16, 32, 16, 4, 2), Tile(32, 16, 16, 4, 2)),
-        4: (Tile(16, 16, 16, 4, 2),),
+        2: (Tile(16, 32, 16, 4, 2, tma=True), Tile(32, 16, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
+        4: (Tile(16, 32, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
     },
     80: {
         2: (Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4)),
         4: (Tile(64, 64, 32, 4, 2),),
     },
     90: {
-        2: (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 4, 3), Tile(128, 64, 64, 4, 4)),
-        4: (Tile(64, 64, 32, 4, 2),),
+        2: (
+            Tile(128, 256, 64, 8, 4, tma=True),
+            Tile(128, 128, 64, 4, 3, tma=True),
+            Tile(128, 64, 64, 4, 4, tma=True),
+            Tile(128, 64, 64, 4, 4),
+        ),
+        4: (Tile(64, 64, 16, 8, 2),),
     },
     100: {
-        2: (Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
-        4: (Tile(64, 64, 32, 4, 2),),
+        2: (
+            Tile(128, 128, 64, 8, 4, tma=True),
+            Tile(64, 64, 64, 4, 4, tma=True),
+            Tile(64, 64, 64, 4, 4),
+        ),
+        4: (Tile(64, 64, 16, 4, 2),),
     },
 }
 """Not tuned on a device: what the compiler fits into registers and shared memory without spills. In the interpreter
 every loop goes round several times.
 """
+
+WAVES = 16
+"""Programs for each multiprocessor, at least, as long as there are images: the last wave is rarely full."""
+
+IDS = tl.constexpr(8)
+"""Ids of an image's own texts compared at a time."""
 
 LOWEST = tl.constexpr(-3.0e38)
 """In place of −∞ under softmax, where ∞ − ∞ would make NaN."""
@@ -53,113 +82,195 @@ def _larger(x, y):
 
 
 @triton.jit
-def pool(
+def _has_id(id, own_ids, own_valid, image, own_texts):
+    """[BLOCK_T] bool: whether the image has a valid text of that id."""
+    found = tl.zeros(id.shape, tl.int32)
+    for start in range(0, own_texts, IDS):
+        k = start + tl.arange(0, IDS)
+        place = image * own_texts + k
+        valid = tl.load(own_valid + place, mask=k < own_texts, other=0) != 0
+        same = (id[:, None] == tl.load(own_ids + place, mask=valid, other=0)[None, :]) & valid[None, :]
+        found = tl.maximum(found, tl.max(same.to(tl.int32), 1))
+    return found != 0
+
+
+@triton.jit(do_not_specialize=("images", "images_per_program", "own_texts"))
+def forward_kernel(
     patches,
     texts,
     patch_mask,
+    scale,
+    owner,
+    ids,
+    own_ids,
+    own_valid,
+    excluded,
     pooled,
     saved,
+    positive,
+    row_partials,
+    column_partials,
+    images,
+    images_per_program,
     count,
     columns,
     width,
+    own_texts,
     image_stride,
     patch_stride,
     text_stride,
-    mask_stride,
     pooled_stride,
     saved_stride,
     inverse_temperature,
     SOFTMAX: tl.constexpr,
-    MASKED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EVEN_D: tl.constexpr,
+    TMA: tl.constexpr,
 ):
-    """One image × BLOCK_T texts, all patches; `count` = P, `columns` = t, `width` = D."""
+    """`count` = P, `columns` = t, `width` = D. Partials [2, text tiles, B] and [2, image groups, t]."""
     LOG2_E: tl.constexpr = 1.4426950408889634
+    NONE: tl.constexpr = float("-inf")
     tiles = tl.cdiv(columns, BLOCK_T)
-    image = (tl.program_id(0) // tiles).to(tl.int64)
-    column = tl.program_id(0) % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
-    # Texts beyond the last are the last once more, and not stored.
-    text_rows = texts + tl.minimum(column, columns - 1).to(tl.int64) * text_stride
-    patches += image * image_stride
-    top = tl.full((BLOCK_T,), LOWEST if SOFTMAX else float("-inf"), tl.float32)
-    best = tl.zeros((BLOCK_T,), tl.int32)
-    total, weighted = tl.zeros((BLOCK_T,), tl.float32), tl.zeros((BLOCK_T,), tl.float32)
-    for start in range(0, count, BLOCK_P):
-        patch = start + tl.arange(0, BLOCK_P)
-        # Patches beyond the last are the last once more: never the first among equals.
-        row = tl.minimum(patch, count - 1)
-        scores = product(text_rows, patches + row.to(tl.int64) * patch_stride, width, BLOCK_D, EVEN_D)
-        if SOFTMAX:
-            real = patch < count
-            if MASKED:
-                real &= tl.load(patch_mask + image * mask_stride + row) != 0
-            scores = tl.where(real[None, :], scores, LOWEST)
-            here = tl.maximum(top, tl.max(scores, 1))
-            decay = tl.exp2((top - here) * (inverse_temperature * LOG2_E))
-            weights = tl.exp2((scores - here[:, None]) * (inverse_temperature * LOG2_E))
-            total = total * decay + tl.sum(weights, 1)
-            weighted = weighted * decay + tl.sum(weights * scores, 1)
-            top = here
-        else:
-            if MASKED:
-                real = tl.load(patch_mask + image * mask_stride + row) != 0
-                scores = tl.where(real[None, :], scores, float("-inf"))
-            here = tl.reduce(scores, 1, _larger)
-            first = tl.min(tl.where(scores == here[:, None], patch[None, :], count), 1)
-            better = (here > top) | (here != here)  # NaN is passed on
-            best = tl.where(better, first, best)
-            top = tl.where(better, here, top)
+    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    groups = tl.num_programs(0) // tiles
+    column = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = column < columns
-    pooled += image * pooled_stride + column
-    saved += image * saved_stride + column
-    if SOFTMAX:
-        tl.store(pooled, weighted / total, mask=inside)
-        tl.store(saved, tl.log(total) + top * inverse_temperature, mask=inside)
-    else:
-        tl.store(pooled, top, mask=inside)
-        tl.store(saved, (count - best).to(saved.dtype.element_ty), mask=inside)
+    of_text = tl.load(owner + column, mask=inside, other=-1)
+    a = tl.load(scale)
+    column_reference = tl.full((BLOCK_T,), FLOOR, tl.float32)
+    column_total = tl.zeros((BLOCK_T,), tl.float32)
+    begin = group * images_per_program
+    for number in range(begin, tl.minimum(begin + images_per_program, images)):
+        image = tl.full((), number, tl.int64)
+        top = tl.full((BLOCK_T,), LOWEST if SOFTMAX else NONE, tl.float32)
+        best = tl.zeros((BLOCK_T,), tl.int32)
+        total, weighted = tl.zeros((BLOCK_T,), tl.float32), tl.zeros((BLOCK_T,), tl.float32)
+        for start in range(0, count, BLOCK_P):
+            patch = start + tl.arange(0, BLOCK_P)
+            real = patch < count
+            if TMA:
+                scores = described_product(
+                    texts, patches, tile * BLOCK_T, number, start, width, BLOCK_T, BLOCK_P, BLOCK_D, True
+                )
+            else:
+                # What lies beyond the last text or patch is the last once more.
+                text = texts + tl.minimum(column, columns - 1).to(tl.int64) * text_stride
+                row = patches + image * image_stride + tl.minimum(patch, count - 1).to(tl.int64) * patch_stride
+                scores = product(text, row, width, BLOCK_D, EVEN_D)
+            if patch_mask is not None:
+                real &= tl.load(patch_mask + image * count + patch, mask=real, other=0) != 0
+            scores = tl.where(real[None, :], scores, LOWEST if SOFTMAX else NONE)
+            if SOFTMAX:
+                here = tl.maximum(top, tl.max(scores, 1))
+                decay = tl.exp2((top - here) * (inverse_temperature * LOG2_E))
+                below = scores - here[:, None]
+                weights = tl.exp2(below * (inverse_temperature * LOG2_E))
+                weighted = weighted * decay + (top - here) * (total * decay) + tl.sum(weights * below, 1)
+                total = total * decay + tl.sum(weights, 1)
+                top = here
+            else:
+                here = tl.reduce(scores, 1, _larger)
+                first = tl.min(tl.where(scores == here[:, None], patch[None, :], count), 1)
+                better = (here > top) | (here != here)  # NaN is passed on
+                best = tl.where(better, first, best)
+                top = tl.where(better, here, top)
+        if SOFTMAX:
+            score = top + weighted / total
+            score = tl.where(score <= LOWEST, NONE, score)  # no real patch
+            tl.store(saved + image * saved_stride + column, tl.log(total) + top * inverse_temperature, mask=inside)
+        else:
+            score = top
+            number_of_best = (count - best).to(saved.dtype.element_ty)
+            tl.store(saved + image * saved_stride + column, number_of_best, mask=inside)
+
+        own = of_text == image
+        counts = inside & (of_text >= 0)
+        if own_ids is not None:
+            id = tl.load(ids + column, mask=inside, other=0)
+            counts = counts & ~_has_id(id, own_ids, own_valid, image, own_texts)
+        if excluded is not None:
+            counts = counts & (tl.load(excluded + image * columns + column, mask=inside, other=1) == 0)
+        score = tl.where(counts | own, score, NONE)
+        tl.store(pooled + image * pooled_stride + column, score, mask=inside)
+        tl.store(positive + column, score, mask=own)
+
+        logits = tl.where(own, NONE, a * score)
+        row_reference = largest(logits)
+        row_reference = tl.where(row_reference == NONE, 0.0, row_reference)
+        row_total = tl.sum(tl.reshape(tl.exp(logits - row_reference), (2, BLOCK_T // 2)))
+        line = row_partials + tile.to(tl.int64) * images + image
+        tl.store(line, row_reference)
+        tl.store(line + tiles.to(tl.int64) * images, row_total)
+        both = tl.maximum(column_reference, logits)
+        column_total = column_total * tl.exp(column_reference - both) + tl.exp(logits - both)
+        column_reference = both
+    line = column_partials + group.to(tl.int64) * columns + column
+    tl.store(line, column_reference, mask=inside)
+    tl.store(line + groups.to(tl.int64) * columns, column_total, mask=inside)
 
 
-def launch_pool(
+def forward(
     patches: Tensor,
     texts: Tensor,
     patch_mask: Tensor | None,
     softmax: bool,
     temperature: float,
+    scale: Tensor,
+    pairs: Pairs,
     pooled: Tensor,
     saved: Tensor,
-) -> None:
-    """`tiles.pool_scores` for bf16, fp16 and fp32; runs in the type of `texts`."""
+    positive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`tiles.forward_block` for bf16, fp16 and fp32; runs in the type of `texts`."""
     (images, count, width), columns = patches.shape, texts.shape[0]
-    if images == 0 or columns == 0:
-        return
-    patches, texts = rows_contiguous(patches, texts.dtype), rows_contiguous(texts, texts.dtype)
-    tile = tile_for(TILES, texts, count)
-    mask = None if patch_mask is None else patch_mask.contiguous()
-    pool[(images * triton.cdiv(columns, tile.texts),)](
-        patches,
-        texts,
-        mask,
-        pooled,
-        saved,
-        count,
-        columns,
-        width,
-        *patches.stride()[:2],
-        texts.stride(0),
-        count,
-        pooled.stride(0),
-        saved.stride(0),
-        1 / temperature,
-        SOFTMAX=softmax,
-        MASKED=mask is not None,
-        BLOCK_T=tile.texts,
-        BLOCK_P=tile.patches,
-        BLOCK_D=tile.width,
-        EVEN_D=width % tile.width == 0,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    row_max, row_total = scale.new_zeros((2, images)).unbind()
+    column_max, column_total = scale.new_zeros((2, columns)).unbind()
+    if images and columns:
+        patches, texts = rows_contiguous(patches, texts.dtype), rows_contiguous(texts, texts.dtype)
+        tile, features = operands(TILES, patches, texts)
+        tiles = triton.cdiv(columns, tile.texts)
+        images_per_program = max(1, images * tiles // (WAVES * processors(texts.device)))
+        groups = triton.cdiv(images, images_per_program)
+        row_partials, column_partials = scale.new_empty((2, tiles, images)), scale.new_empty((2, groups, columns))
+        by_ids = pairs.own_ids is not None
+        forward_kernel[(groups * tiles,)](
+            *features,
+            None if patch_mask is None else patch_mask.contiguous(),
+            scale,
+            pairs.owner,
+            pairs.ids if by_ids else None,
+            pairs.own_ids.contiguous() if by_ids else None,
+            pairs.own_valid.contiguous() if by_ids else None,
+            conflicts(pairs.own_valid, texts, None, None, pairs.own_texts, pairs.threshold),
+            pooled,
+            saved,
+            positive,
+            row_partials,
+            column_partials,
+            images,
+            images_per_program,
+            count,
+            columns,
+            width,
+            pairs.own_valid.shape[1],
+            *patches.stride()[:2],
+            texts.stride(0),
+            pooled.stride(0),
+            saved.stride(0),
+            1 / temperature,
+            SOFTMAX=softmax,
+            BLOCK_T=tile.texts,
+            BLOCK_P=tile.patches,
+            BLOCK_D=tile.width,
+            EVEN_D=width % tile.width == 0,
+            TMA=tile.tma,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        merge[(triton.cdiv(images, MERGED["SIZE"]),)](row_partials, row_max, row_total, tiles, images, **MERGED)
+        merge[(triton.cdiv(columns, MERGED["SIZE"]),)](
+            column_partials, column_max, column_total, groups, columns, **MERGED
+        )
+    return row_max + row_total.log(), column_max + column_total.log()

@@ -35,7 +35,7 @@ def test_in_the_interpreter() -> None:
 def test_the_tile_leaves_few_patches_over(patches: int, covered: int) -> None:
     texts = torch.empty(1, 8, dtype=torch.float16)
     for table in (triton_forward.TILES, triton_backward.TILES):
-        tile = tile_for({0: table[90]}, texts, patches)
+        tile = tile_for({0: table[90]}, texts, patches, tma=True)
         assert -(-patches // tile.patches) * tile.patches == covered
 
 
@@ -49,9 +49,20 @@ def test_kernels(shape: tuple[int, int, int, int], dtype: torch.dtype, masked: b
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pool", ["max", "softmax"])
+def test_contrast(shape: tuple[int, int, int, int], dtype: torch.dtype, pool: str) -> None:
+    for filtered in (False, True):
+        checks.check_contrast(shape, 3, pool, 20.0, "cuda", dtype, filtered=filtered)
+    checks.check_contrast(shape, 20, pool, 100.0, "cuda", dtype, masked=False)
+
+
+@pytest.mark.gpu
 def test_extremes_and_layouts() -> None:
     checks.check_extremes("cuda")
     checks.check_layouts("cuda")
+    checks.check_nothing("cuda")
 
 
 @pytest.mark.gpu

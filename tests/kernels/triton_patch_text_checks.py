@@ -5,11 +5,14 @@ TRITON_INTERPRET=1 python -m tests.kernels.triton_patch_text_checks
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor
 
+from cllip_fast.kernels.patch_text import contrast, tiles, triton_backward, triton_forward
 from cllip_fast.kernels.patch_text import triton as kernels
-from cllip_fast.kernels.patch_text import triton_backward
+from cllip_fast.kernels.patch_text.contrast import Pairs, Pulls
 from cllip_fast.losses import PatchTextLoss
 from tests import dense, dense_local
 
@@ -41,11 +44,25 @@ def exact_scores(v: dict[str, Tensor | None]) -> Tensor:
     return scores if v["mask"] is None else scores.masked_fill(~v["mask"][..., None], -INF)
 
 
+def negatives(v: dict[str, Tensor | None]) -> Pairs:
+    """Texts of images that are not here: nothing is excluded."""
+    images, texts = v["gradient"].shape
+    device = v["gradient"].device
+    owner = torch.full((texts,), images, device=device)
+    return Pairs(owner, torch.ones(images, 0, dtype=torch.bool, device=device))
+
+
 def forward(v: dict[str, Tensor | None], pool: str, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
     shape = v["gradient"].shape
     pooled = v["gradient"].new_full(shape, 777)
     saved = torch.full(shape, 7, dtype=kernels.saved_dtype(pool, v["patches"]), device=pooled.device)
-    kernels.pool_scores(v["patches"], v["texts"], v["mask"], pool, temperature, pooled, saved)
+    into = pooled.new_tensor(10.0), negatives(v), pooled, saved, pooled.new_zeros(shape[1])
+    sums = kernels.forward_block(v["patches"], v["texts"], v["mask"], pool, temperature, *into)
+    for dim, sum in zip((1, 0), sums, strict=True):
+        # What the kernel sums is what it pools.
+        torch.testing.assert_close(
+            sum.double(), (10 * pooled.double()).logsumexp(dim), rtol=1e-5, atol=1e-5, equal_nan=True
+        )
     return pooled, saved
 
 
@@ -113,9 +130,9 @@ def check_extremes(device: str) -> None:
     for pool in ("max", "softmax"):
         pooled, saved = forward(v, pool, 0.01)
         assert pooled[0].isnan().all()
+        assert (pooled[1] == -INF).all()
         torch.testing.assert_close(pooled[2].double(), exact_scores(v)[2].amax(0), rtol=1e-5, atol=0)
         v["gradient"][1] = 0
-        pooled[1] = 0  # as the engine leaves it
         into = torch.zeros_like(v["patches"]), torch.zeros_like(v["texts"])
         kernels.pool_backward(v["patches"], v["texts"], v["mask"], pool, 0.01, pooled, saved, v["gradient"], *into)
         assert not into[0][1].any()
@@ -148,6 +165,62 @@ def check_layouts(device: str) -> None:
             torch.testing.assert_close((*values, *backward(moved, pool, 0.1, *values)), expected, rtol=1e-5, atol=1e-5)
 
 
+def check_contrast(
+    shape: tuple[int, int, int, int],
+    each: int,
+    pool: str,
+    scale: float,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    masked: bool = True,
+    filtered: bool = False,
+    seed: int = 0,
+) -> None:
+    """Sums, positives and the gradient of the pooled scores, with every exclusion, against the fp64 specification.
+
+    Args:
+        shape: (images, patches, texts, D); the texts belong to some images, to images that are not here, or to none.
+        each: texts of an image, whose ids exclude the image.
+    """
+    images, patches, texts, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    v = pairs(shape, dtype, device, masked)
+    if masked and patches > 1:
+        v["mask"][images // 2, : patches // 2 + 1] = False  # the first real patch may lie in a later tile
+    if masked and images > 1:
+        v["mask"][0] = False  # takes no part
+    owner = torch.randint(-1, images + 1, (texts,), generator=generator)
+    owner[owner == 0] = -1
+    ids, own_ids = (torch.randint(0, 3 * images, size, generator=generator) for size in ((texts,), (images, each)))
+    own_valid = torch.rand(images, each, generator=generator) < 0.7
+    own_texts = dense.features(images * each, width, dtype, seed=2)[1].view(images, each, width)
+    here = {"owner": owner, "own_valid": own_valid, "ids": ids, "own_ids": own_ids}
+    here |= {"own_texts": own_texts} if filtered else {}
+    here = {name: value.to(device) for name, value in here.items()}
+    found, exact = [], []
+    for into, kernel, kind in ((found, kernels, torch.float32), (exact, tiles, torch.float64)):
+        convert = (lambda x: x.double()) if kernel is tiles else (lambda x: x)
+        a = torch.tensor(scale, dtype=kind, device=device)
+        pooled = torch.full((images, texts), 777, dtype=kind, device=device)
+        saved = torch.full((images, texts), 7, dtype=tiles.saved_dtype(pool, convert(v["patches"])), device=device)
+        positive = pooled.new_zeros(texts)
+        related = {name: convert(value) if name == "own_texts" else value for name, value in here.items()}
+        arguments = pool, 0.1, a, Pairs(**related, threshold=0.8), pooled, saved, positive
+        rows, columns = kernel.forward_block(convert(v["patches"]), convert(v["texts"]), v["mask"], *arguments)
+        numbers = torch.Generator().manual_seed(seed)
+        weights = (torch.rand(size, generator=numbers, dtype=torch.float64) for size in (images, texts, texts))
+        row_weight, column_weight, d_positive = (each.to(device, kind) for each in weights)
+        rows_finite, columns_finite = (each.masked_fill(each == -INF, 0) for each in (rows, columns))
+        pulls = Pulls(a, rows_finite, row_weight, columns_finite, column_weight, d_positive, here["owner"])
+        gradient = (contrast if kernel is tiles else kernel).pooled_gradient(pooled, pulls, a)
+        into += [rows, columns, pooled, positive, *gradient]
+    for name, have, want in zip(("rows", "columns", "pooled", "positive", "G", "Σ G S"), found, exact, strict=True):
+        assert have.dtype == torch.float32
+        # A logit is off by its product's rounding, and so, relatively, is its exponential.
+        allowed = 1e-5 * (scale if name in ("rows", "columns") else scale**2 if name in ("G", "Σ G S") else 1)
+        torch.testing.assert_close(have.double(), want, rtol=1e-4, atol=allowed, msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
 def check_loss(pool: str, scale: float, dtype: torch.dtype, device: str, images: int = 7) -> None:
     """The loss and every gradient through the engine, with masks, ids and the conflict filter."""
     patches, texts, width = 6, 3, 20
@@ -169,6 +242,46 @@ def check_loss(pool: str, scale: float, dtype: torch.dtype, device: str, images:
     dense.assert_as_good_as_dense(lambda *each: loss(*each, mask, ids, patch_mask), reference, inputs)
 
 
+def check_nothing(device: str) -> None:
+    """No valid text, no patch in any image, no text, no image: loss and gradients are 0."""
+    for images, texts, real, valid in (
+        (3, 2, True, False),
+        (3, 2, False, True),
+        (3, 0, True, True),
+        (0, 2, True, True),
+    ):
+        for pool in ("max", "softmax"):
+            inputs = [torch.rand(images, each, 8, device=device, requires_grad=True) for each in (5, texts)]
+            scale = torch.tensor(9.0, device=device, requires_grad=True)
+            masks = {
+                "mask": torch.full((images, texts), valid, device=device),
+                "patch_mask": torch.full((images, 5), real, device=device),
+            }
+            loss = PatchTextLoss(pool=pool, backend="triton")(*inputs, scale, **masks)
+            assert loss == 0
+            assert not any(each.any() for each in torch.autograd.grad(loss, [*inputs, scale]))
+
+
+def fuzz(cases: int) -> None:
+    """Small random problems."""
+    for seed in range(cases):
+        generator = random.Random(seed)
+        images, patches, texts = (
+            generator.choice((1, 2, 5)),
+            generator.choice((1, 16, 31, 49)),
+            generator.choice((1, 7, 40)),
+        )
+        shape = images, patches, texts, generator.choice((1, 8, 33))
+        triton_forward.WAVES = generator.choice((1, 16))  # several images a program, or one
+        options = {"masked": generator.random() < 0.7, "filtered": generator.random() < 0.5, "seed": seed}
+        # PyTorch's product, of the filter, has no fp16 with a result in fp32 on a CPU.
+        dtype = torch.float32 if options["filtered"] else torch.float16
+        scale = generator.choice((1.0, 20.0, 100.0))
+        check_contrast(
+            shape, generator.choice((1, 3, 9)), generator.choice(("max", "softmax")), scale, "cpu", dtype, **options
+        )
+
+
 def main() -> None:
     """Everything in the interpreter."""
     for dtype, masked in ((torch.float32, False), (torch.float32, True), (torch.float16, True)):
@@ -176,11 +289,17 @@ def main() -> None:
             check_max(shape, dtype, "cpu", masked)
             check_softmax(shape, dtype, "cpu", masked, 0.1)
     check_max((1, 257, 2, 16), torch.float32, "cpu", False)  # the number of the best patch takes two bytes
+    check_max((1, 20, 3, 1536), torch.float16, "cpu", True)
     check_softmax((2, 17, 5, 12), torch.float32, "cpu", True, 0.01)
     check_extremes("cpu")
     check_layouts("cpu")
+    for pool in ("max", "softmax"):
+        check_contrast((5, 33, 40, 8), 9, pool, 100.0, "cpu")
+        check_contrast((3, 49, 17, 64), 2, pool, 1.0, "cpu", filtered=True)
+    fuzz(8)
     for pool, scale in (("max", 100.0), ("softmax", 1.0), ("softmax", 100.0)):
         check_loss(pool, scale, torch.float32, "cpu", images=4)
+    check_nothing("cpu")
 
 
 if __name__ == "__main__":

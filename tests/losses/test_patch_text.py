@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cllip_fast import extras
 from cllip_fast.errors import InputError
+from cllip_fast.kernels.patch_text import tiles
 from cllip_fast.losses import ClipLoss, PatchTextLoss
 from tests import dense, dense_local
 from tests.ranks import on_ranks
@@ -104,6 +105,24 @@ def test_low_precision(pool: str, scale: float, dtype: torch.dtype) -> None:
         lambda v, t, a: dense_local.patch_text(v, t, a, b["mask"], ids=b["ids"], pool=pool),
         inputs,
     )
+
+
+@pytest.mark.parametrize("pool", ["max", "softmax"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_in_parts(pool: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many parts of the images as there are, or one: the same gradient of the patches."""
+    b = batch(13, 6, 3)
+    inputs = [b["patches"].to(dtype), b["texts"].to(dtype), torch.tensor(30.0, dtype=dtype)]
+    loss = PatchTextLoss(pool=pool, backend="torch")
+    calls = []
+    whole = tiles.pool_backward
+    monkeypatch.setattr(tiles, "pool_backward", lambda *given: calls.append(len(given[0])) or whole(*given))
+    found = []
+    for room in (2**20, 1):
+        monkeypatch.setattr("cllip_fast.streaming.patch_walk.PART_BYTES", room)
+        found.append(dense.value_and_gradients(lambda *each: loss(*each, b["mask"], b["ids"]), inputs)[1])
+    assert calls == [13] + [1] * 13
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("pool", ["max", "softmax"])
