@@ -87,9 +87,10 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("plan", help="memory and time of a run, predicted", description=_run_plan.__doc__)
     parser.add_argument("--model", default=Config.model, help="preset (default %(default)s)")
     parser.add_argument("--device", default="h100", help="a100, h100, h200 or b200 (default %(default)s)")
-    parser.add_argument("--grad-checkpointing", default="none", help="none or blocks (default %(default)s)")
-    parser.add_argument("--precision", default=Config.precision, help="auto (bf16), fp32 or amp_bf16")
+    parser.add_argument("--grad-checkpointing", default="none", help="none, selective or blocks (default %(default)s)")
+    parser.add_argument("--precision", default=Config.precision, help="auto (bf16), fp32, amp_bf16 or amp_fp16")
     parser.add_argument("--losses", default=Config.losses, help="as the trainer's (default %(default)s)")
+    parser.add_argument("--opt", default=Config.opt, help="optimizer (default %(default)s)")
     parser.add_argument("--region", default=Config.region, help="prompter or roi_align (default %(default)s)")
     parser.add_argument("--attention", default=Config.attention, help="back end; default: the preset's")
     numbers = {

@@ -13,6 +13,12 @@ _EXTRAS = {
     "triton": ("triton", "triton", "pip install 'cllip-fast[triton]'"),
     "dali": ("nvidia.dali", "nvidia-dali-cuda130", "pip install 'cllip-fast[dali]'"),
     "flash-attn": ("flash_attn", "flash-attn", "pip install 'cllip-fast[flash-attn]' --no-build-isolation"),
+    "flash-attn-3": (
+        "flash_attn_interface",
+        "flash_attn_3",
+        "build the folder hopper/ of github.com/Dao-AILab/flash-attention; it needs a Hopper GPU",
+    ),
+    "flash-attn-4": ("flash_attn.cute", "flash-attn-4", "pip install flash-attn-4; it needs a Hopper or Blackwell GPU"),
     "xformers": ("xformers.ops", "xformers", "pip install 'cllip-fast[xformers]'"),
     "apex": ("apex.optimizers", "apex", "build NVIDIA Apex from its repository; the 'apex' on PyPI is another project"),
     "open-clip": ("open_clip", "open_clip_torch", "pip install 'cllip-fast[open-clip]'"),

@@ -93,7 +93,8 @@ def load(
     state = checkpoint.read(file)
     run, config = state["config"], ModelConfig.from_dict(state["model_config"])
     texts = _check_vocabulary(tokenizer or _find_tokenizer(file, run), config, file)
-    trained = CllipModel(replace(config, attention=attention or config.attention))
+    # The norm's back end was the training machine's; torch's is the same function of the same weights.
+    trained = CllipModel(replace(config, attention=attention or config.attention, norm="torch"))
     trained.load_state_dict(state["model"])
     return TrainedModel(
         trained.to(device),

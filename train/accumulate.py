@@ -31,6 +31,7 @@ def accumulate(
     batches: Sequence[Any],
     *,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    scale: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of one large batch, handed over as micro-batches, to every parameter's `.grad`.
 
@@ -60,6 +61,8 @@ def accumulate(
         batches: the micro-batches; they may differ in size, not in what `forward` makes of a sample.
         no_sync: `DistributedDataParallel.no_sync` of the model: ranks then reduce gradients once, in the backward of
             the last micro-batch. What is trained must then act through the outputs, scales too.
+        scale: `GradScaler.scale` under fp16: the loss is multiplied before backward, so that gradients come out
+            multiplied; what is returned is not.
 
     Returns:
         What the loss gave, by name ("loss" if it gave a tensor), detached.
@@ -70,14 +73,14 @@ def accumulate(
     if not batches:
         raise InputError("batches is empty, expected at least one micro-batch")
     if len(batches) == 1:
-        return _backward(loss, forward(batches[0]))
+        return _backward(loss, forward(batches[0]), scale)
 
     outputs, states = [], []
     with torch.no_grad():
         for batch in batches:
             states.append(RandomState.now())
             outputs.append(dict(forward(batch)))
-    parts, gradients = _loss_and_gradients(loss, outputs)
+    parts, gradients = _loss_and_gradients(loss, outputs, scale)
     for number, (batch, state, gradient) in enumerate(zip(batches, states, gradients, strict=True), 1):
         with no_sync() if number < len(batches) else nullcontext(), state.replayed():
             output = forward(batch)
@@ -109,7 +112,9 @@ class RandomState:
 
 
 def _loss_and_gradients(
-    loss: Callable[..., Tensor | dict[str, Tensor]], outputs: list[dict[str, Any]]
+    loss: Callable[..., Tensor | dict[str, Tensor]],
+    outputs: list[dict[str, Any]],
+    scale: Callable[[Tensor], Tensor] | None,
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """The loss of all micro-batches together, and for each of them its gradient by output.
 
@@ -124,7 +129,7 @@ def _loss_and_gradients(
             joined[name], sizes[name] = _concatenated(name, values), [len(value) for value in values]
         else:
             joined[name] = _shared(name, values)
-    parts = _backward(loss, joined)
+    parts = _backward(loss, joined, scale)
 
     gradients: list[dict[str, Tensor]] = [{} for _ in outputs]
     for name, value in joined.items():
@@ -165,9 +170,12 @@ def _leaf(value: Tensor) -> Tensor:
     return value.detach().requires_grad_(value.is_floating_point())
 
 
-def _backward(loss: Callable[..., Tensor | dict[str, Tensor]], outputs: Outputs) -> dict[str, Tensor]:
+def _backward(
+    loss: Callable[..., Tensor | dict[str, Tensor]], outputs: Outputs, scale: Callable[[Tensor], Tensor] | None
+) -> dict[str, Tensor]:
     parts = loss(**outputs)
     parts = parts if isinstance(parts, dict) else {"loss": parts}
+    total = sum(parts.values())
     with record_function("backward"):
-        sum(parts.values()).backward()
+        (total if scale is None else scale(total)).backward()
     return {name: part.detach() for name, part in parts.items()}

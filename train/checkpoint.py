@@ -14,7 +14,8 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ class Checkpoints:
     model: CllipModel
     optimizer: torch.optim.Optimizer
     loader: Loader
+    scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, enabled=False))
 
     def prepare(self) -> None:
         """Make the folder, remove what killed runs left half-written, and prove that a checkpoint can be written.
@@ -79,6 +81,7 @@ class Checkpoints:
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "random": random_state(),
+            "scaler": self.scaler.state_dict(),  # empty unless --precision amp_fp16
         }
         path = self.folder / f"step_{step:08d}.pt"
         with writable(path):
@@ -108,13 +111,15 @@ class Checkpoints:
         saved_model = ModelConfig.from_dict(state["model_config"])  # fills in what it did not know of
         check_same(path, "model", saved_model.to_dict(), self.model.config.to_dict())
         # What would make the rest of the run another experiment, or the optimizer's groups others.
-        fixed = ("losses", "seed", "train_data", "weights", "resampled", "layer_decay", "freeze_steps")
-        mine, saved = self.config.to_dict(), state["config"]
+        fixed = ("losses", "seed", "train_data", "weights", "resampled", "layer_decay", "freeze_steps", "opt")
+        mine, saved = self.config.to_dict(), Config().to_dict() | state["config"]
         check_same(path, "run", {k: saved.get(k) for k in fixed}, {k: mine[k] for k in fixed})
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loader.load_state_dict(state["loader"])
         set_random_state(state["random"])
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         return state["step"]
 
 

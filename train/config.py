@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cllip_fast.errors import InputError, check_choice
+from cllip_fast.models.attention import BACKENDS
+from cllip_fast.models.checkpointing import MODES
+from cllip_fast.models.norm import NORMS
+from cllip_fast.train.precision import PRECISIONS, check_precision
 
+OPTIMIZERS = ("adamw", "apex-adam", "apex-lamb", "muon")
 LOSSES = ("clip", "region", "grounding", "patch", "localization")
 REPORTS = ("tensorboard", "wandb")
 
@@ -50,12 +55,14 @@ class Config:
     pretrained: str = option("", "model", "weights to start from: file or folder of OpenCLIP, Hugging Face or ours")
     image_size: int = option(0, "model", "pixels a side; 0: the preset's")
     region: str = option("prompter", "model", "how a region is read from the image", ("prompter", "roi_align"))
-    attention: str = option(
-        "", "model", "attention back end; default: the preset's", ("", "sdpa", "matmul", "flash", "xformers")
+    attention: str = option("", "model", "attention back end; default: the preset's", ("", *BACKENDS))
+    norm: str = option("torch", "model", "layer norm back end", NORMS)
+    text_packing: bool = option(False, "model", "text towers on the texts' own tokens, without padding")
+    precision: str = option("auto", "model", "auto: bf16 autocast on a GPU, fp32 on a CPU", PRECISIONS)
+    grad_checkpointing: str = option(
+        "none", "model", "of each block keep all, the products' outputs (selective), or its input (blocks)", MODES
     )
-    precision: str = option(
-        "auto", "model", "auto: bf16 autocast on a GPU, fp32 on a CPU", ("auto", "fp32", "amp_bf16")
-    )
+    compile: bool = option(False, "model", "torch.compile for each transformer block")
 
     losses: str = option("all", "losses", f"'all', or some of {','.join(LOSSES)}")
     grounding: str = option("l1_giou", "losses", "box loss; the paper's is mse", ("mse", "l1_giou"))
@@ -72,6 +79,7 @@ class Config:
     accum_freq: int = option(
         1, "optimization", "micro-batches per step: the gradient of one large batch in the memory of a small one"
     )
+    opt: str = option("adamw", "optimization", "muon: for the blocks' matrices, AdamW for the rest", OPTIMIZERS)
     lr: float = option(2e-3, "optimization", "peak learning rate")
     warmup: int = option(50, "optimization", "steps of linear warm-up; cosine to zero follows")
     wd: float = option(0.1, "optimization", "weight decay, not on biases, norms, tables and logit scales")
@@ -126,6 +134,7 @@ class Config:
             raise InputError(f"--layer-decay is {self.layer_decay}, expected more than 0, up to 1")
         if self.freeze_steps and not self.pretrained:
             raise InputError(f"--freeze-steps is {self.freeze_steps}, expected 0 without --pretrained")
+        check_precision(self.precision)
         _ = self.parts, self.reports, self.profiled  # are checked now, not after the data has been made
 
     @property

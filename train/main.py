@@ -34,14 +34,15 @@ from cllip_fast.errors import InputError
 from cllip_fast.interchange import load_pretrained
 from cllip_fast.kernels import native
 from cllip_fast.losses import CllipLoss
-from cllip_fast.models import CllipModel, create_model
+from cllip_fast.models import CllipModel, create_model, set_execution
 from cllip_fast.train import checkpoint, distributed
 from cllip_fast.train.accumulate import accumulate
 from cllip_fast.train.config import Config, parse
 from cllip_fast.train.evaluation import Evaluation
 from cllip_fast.train.inputs import create_inputs
 from cllip_fast.train.logs import create_log
-from cllip_fast.train.optimizer import create_optimizer, freeze_towers, learning_rate, set_learning_rate
+from cllip_fast.train.optimizer import create_optimizer, freeze_towers, learning_rate, set_learning_rate, step_unless
+from cllip_fast.train.precision import Precision
 from cllip_fast.train.profiling import StepProfiler
 from cllip_fast.train.signals import UNFINISHED, StopRequest
 from cllip_fast.train.skipped import SkippedSteps
@@ -49,14 +50,22 @@ from cllip_fast.train.skipped import SkippedSteps
 
 def build_model(config: Config, vocab_size: int) -> CllipModel:
     torch.manual_seed(config.seed)
-    return create_model(
+    model = create_model(
         config.model,
         image_size=config.image_size or None,
         vocab_size=vocab_size,
         text_length=config.text_length,
         region=config.region,
         attention=config.attention or None,
+        norm=config.norm,
     )
+    set_execution(
+        model,
+        grad_checkpointing=config.grad_checkpointing,
+        text_packing=config.text_packing,
+        compile=config.compile,
+    )
+    return model
 
 
 def build_loss(config: Config, world: distributed.World) -> CllipLoss:
@@ -100,9 +109,9 @@ def train(config: Config, world: distributed.World) -> bool:
     model = model.to(world.device)
     model_parts = tuple({"localization": "patch"}.get(part, part) for part in config.parts if part != "clip")
     model.freeze_unused(model_parts)
-    loss = build_loss(config, world)
+    loss, precision = build_loss(config, world), Precision(config.precision, world.device)
     optimizer = create_optimizer(model, config)
-    checkpoints = checkpoint.Checkpoints(run / "checkpoints", config, model, optimizer, inputs.train)
+    checkpoints = checkpoint.Checkpoints(run / "checkpoints", config, model, optimizer, inputs.train, precision.scaler)
     step, source = 0, world.from_main(lambda: checkpoint.find(config.resume, checkpoints.folder))
     earlier = None
     if source:
@@ -111,8 +120,6 @@ def train(config: Config, world: distributed.World) -> bool:
         earlier = checkpoint.set_aside(run)
     if world.is_main:
         checkpoints.prepare()
-    bf16 = config.precision == "amp_bf16" or (config.precision == "auto" and world.device.type == "cuda")
-    autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else nullcontext()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     frozen = freeze_towers(model) if step < config.freeze_steps else []
     wrapped = DistributedDataParallel(model) if world.size > 1 else model
@@ -121,7 +128,8 @@ def train(config: Config, world: distributed.World) -> bool:
     skipped = SkippedSteps(run / "skipped.jsonl", config.max_skipped, step, model, world, log.say)
     profiler = StepProfiler(config.profiled if world.is_main else range(0), run, step, log.say)
     evaluation = Evaluation(model, inputs, config, world, log, run, stop)
-    log.say(f"  {'model':<13} {model.describe()}\n  {'work':<13} {log.speed.description}")
+    log.say(f"  {'model':<13} {model.describe()}\n  {'precision':<13} {precision.describe()}")
+    log.say(f"  {'work':<13} {log.speed.description}")
     log.say(f"  {'input':<13} {inputs.describe()}")
     if pretrained:
         log.say(f"  {'start':<13} {pretrained}")
@@ -135,7 +143,7 @@ def train(config: Config, world: distributed.World) -> bool:
             (run / "stopped").unlink(missing_ok=True)
 
     def encode(batch: Batch) -> dict[str, Tensor]:
-        with autocast:  # the losses stay outside: they accumulate in fp32 by themselves
+        with precision.autocast:  # the losses stay outside: they accumulate in fp32 by themselves
             return forward(wrapped, batch.to(world.device, non_blocking=True), model_parts)
 
     stream = inputs.train.forever()
@@ -154,17 +162,19 @@ def train(config: Config, world: distributed.World) -> bool:
         set_learning_rate(optimizer, step, config)
         # Forward, loss, backward: of one large batch, however many micro-batches it comes in.
         no_sync = wrapped.no_sync if world.size > 1 else nullcontext
-        parts = accumulate(encode, partial(loss, output_dict=True), batches, no_sync=no_sync)
+        scaler = precision.scaler  # without fp16, what it is asked for below does nothing
+        parts = accumulate(encode, partial(loss, output_dict=True), batches, no_sync=no_sync, scale=scaler.scale)
         total = sum(parts.values())
+        scaler.unscale_(optimizer)
         grad_norm = nn.utils.clip_grad_norm_(trained, config.grad_clip_norm or math.inf)
-        finite = torch.isfinite(total) & torch.isfinite(grad_norm)
-        optimizer.found_inf = (~finite).float()  # fused AdamW skips such a step, without a wait
-        optimizer.step()
+        found_inf = (~(torch.isfinite(total) & torch.isfinite(grad_norm))).float()
+        step_unless(found_inf, optimizer)
+        scaler.update()
         optimizer.zero_grad()
         model.clamp_logit_scales()
         step += 1
-        log.add(loss=total, **parts, grad_norm=grad_norm, skipped=optimizer.found_inf, data_seconds=data_seconds)
-        skipped.add(step, batches, parts, optimizer.found_inf)
+        log.add(loss=total, **parts, grad_norm=grad_norm, skipped=found_inf, data_seconds=data_seconds)
+        skipped.add(step, batches, parts, found_inf)
         profiler.step()
 
         # Reading figures waits for the GPU: once an interval, not every step.
@@ -177,6 +187,7 @@ def train(config: Config, world: distributed.World) -> bool:
                 config.batch_size * config.accum_freq * world.size,
                 lr=learning_rate(step - 1, config),
                 **logit_scales(model),
+                **precision.figures(),
                 **inputs.train.counts,
             )
         if interval or saving:

@@ -1,4 +1,4 @@
-"""AdamW with the usual no-decay groups, the learning rate of each step and layer, and towers that start frozen."""
+"""The optimizer by name, its groups, the learning rate of each step and layer, and towers that start frozen."""
 
 from __future__ import annotations
 
@@ -8,16 +8,46 @@ import torch
 from torch import nn
 
 from cllip_fast.errors import InputError
+from cllip_fast.extras import require
 from cllip_fast.models import CllipModel, layers_above, parameter_groups
 from cllip_fast.models.cllip import TOWERS
 from cllip_fast.train.config import Config
+from cllip_fast.train.muon import MuonAdamW
 
 
-def create_optimizer(model: CllipModel, config: Config) -> torch.optim.AdamW:
+def create_optimizer(model: CllipModel, config: Config) -> torch.optim.Optimizer:
+    """The optimizer `config.opt`, with groups by weight decay and, where rates differ, by layer.
+
+    Raises:
+        InputError: Apex is asked for and cannot be used here.
+    """
     groups = parameter_groups(model, config.wd)
     if config.layer_decay != 1 or config.freeze_steps:
         groups = [part for group in groups for part in _by_layer(model, group)]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adam = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.opt == "adamw":
+        return torch.optim.AdamW(groups, **adam, fused=True)
+    if config.opt == "muon":
+        return MuonAdamW(*_hidden_matrices_apart(model, groups), **adam)
+    require("apex", f"--opt {config.opt}")
+    from apex import optimizers
+
+    try:
+        if config.opt == "apex-adam":
+            return optimizers.FusedAdam(groups, **adam, adam_w_mode=True)
+        # Gradients are clipped before: LAMB's own clipping, at 1 by default, is off.
+        return optimizers.FusedLAMB(groups, **adam, adam_w_mode=True, max_grad_norm=math.inf)
+    except (RuntimeError, ImportError) as error:
+        raise InputError(f"--opt {config.opt} cannot be used here: {error}") from error
+
+
+def step_unless(found_inf: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step, or none if `found_inf` [] is 1: decided on the device by fused AdamW, else by a look, which waits."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = found_inf
+        optimizer.step()
+    elif not found_inf.item():
+        optimizer.step()
 
 
 def _by_layer(model: CllipModel, group: dict[str, object]) -> list[dict[str, object]]:
@@ -27,6 +57,17 @@ def _by_layer(model: CllipModel, group: dict[str, object]) -> list[dict[str, obj
     for parameter in group["params"]:
         parts.setdefault(layers_above(names[parameter], model.config), []).append(parameter)
     return [group | {"params": params, "layers_above": layers} for layers, params in parts.items()]
+
+
+def _hidden_matrices_apart(model: CllipModel, groups: list[dict[str, object]]) -> tuple[list, list]:
+    """The groups cut in two: matrices of the towers' blocks and of the Prompter's layer, and everything else."""
+    layers = [model.visual.blocks, model.text.blocks]
+    if model.prompter is not None:
+        layers += [model.prompter.qkv, model.prompter.out, model.prompter.mlp]
+    hidden = {parameter for layer in layers for parameter in layer.parameters() if parameter.dim() == 2}
+    matrices = [group | {"params": [each for each in group["params"] if each in hidden]} for group in groups]
+    others = [group | {"params": [each for each in group["params"] if each not in hidden]} for group in groups]
+    return [group for group in matrices if group["params"]], [group for group in others if group["params"]]
 
 
 def learning_rate(step: int, config: Config) -> float:

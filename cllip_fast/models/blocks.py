@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cllip_fast.models.attention import SelfAttention
+from cllip_fast.models import checkpointing
+from cllip_fast.models.attention import Packing, SelfAttention
+from cllip_fast.models.norm import layer_norm
 
 
 class QuickGELU(nn.Module):
@@ -25,18 +27,33 @@ class Mlp(nn.Sequential):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): [B, L, W] -> [B, L, W]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): [B, L, W] -> [B, L, W].
+
+    `grad_checkpointing` is one of `checkpointing.MODES`.
+    """
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float, *, backend: str, causal: bool = False, quick_gelu: bool = False
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        backend: str,
+        causal: bool = False,
+        quick_gelu: bool = False,
+        norm: str = "torch",
     ) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(width)
+        self.grad_checkpointing = "none"
+        self.norm_1 = layer_norm(norm)(width)
         self.attention = SelfAttention(width, heads, backend=backend, causal=causal)
-        self.norm_2 = nn.LayerNorm(width)
+        self.norm_2 = layer_norm(norm)(width)
         self.mlp = Mlp(width, mlp_ratio, quick_gelu=quick_gelu)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Packing | None = None) -> Tensor:
+        return checkpointing.run(self.grad_checkpointing, self._layer, x, mask)
+
+    def _layer(self, x: Tensor, mask: Tensor | Packing | None) -> Tensor:
         x = x + self.attention(self.norm_1(x), mask)
         return x + self.mlp(self.norm_2(x))
 

@@ -225,7 +225,7 @@ class CllipModel(nn.Module):
         return (
             f"{config.name}: {total / 1e6:.2f} M parameters ({by_part}), {config.image_size} px images to {tokens}, "
             f"texts up to {config.text_length} of {config.vocab_size} tokens, {config.embed_dim} dimensions, "
-            f"regions by {config.region}, attention {config.attention}"
+            f"regions by {config.region}, attention {config.attention}, norm {config.norm}"
         )
 
     # Insides

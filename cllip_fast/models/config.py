@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from cllip_fast.errors import InputError, check_choice
+from cllip_fast.models.attention import BACKENDS
+from cllip_fast.models.norm import NORMS
 
 CONV_STEM_STRIDE = 8  # three convolutions of stride 2
 
@@ -41,13 +43,15 @@ class ModelConfig:
     prompter_pool: str = "all"  # mean over prompt and image tokens (paper); "prompt": over the prompt's own tokens
     prompter_positions: bool = False  # True: encodings of the patch centres are added to the Prompter's image tokens
     attention: str = "sdpa"
+    norm: str = "torch"
     share_logit_scale: bool = False  # one temperature for global and local losses
 
     def __post_init__(self) -> None:
         check_choice("stem", self.stem, ("patch", "conv"))
         check_choice("region", self.region, ("prompter", "roi_align"))
         check_choice("prompter_pool", self.prompter_pool, ("all", "prompt"))
-        check_choice("attention", self.attention, ("sdpa", "matmul", "flash", "xformers"))
+        check_choice("attention", self.attention, tuple(BACKENDS))
+        check_choice("norm", self.norm, NORMS)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

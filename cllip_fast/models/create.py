@@ -24,7 +24,7 @@ def create_model(
         image_size: side of the images in pixels; default: the preset's.
         vocab_size, text_length: from the tokenizer; default: the preset's.
         region: "prompter", or "roi_align" for its ablation (no extra parameters, no grounding).
-        attention: "sdpa", "matmul", "flash" or "xformers"; default: the preset's ("sdpa"; tiny: "matmul").
+        attention: one of `attention.BACKENDS`; default: the preset's ("sdpa"; tiny: "matmul").
         overrides: any other field of `ModelConfig`.
 
     Raises:

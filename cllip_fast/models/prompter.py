@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cllip_fast.models import checkpointing
 from cllip_fast.models.blocks import Mlp, init_layer
 from cllip_fast.models.config import ModelConfig
+from cllip_fast.models.norm import layer_norm
 from cllip_fast.models.positions import encode_points, patch_centres
 
 BOX_TOKENS = 2
@@ -50,14 +52,15 @@ class Prompter(nn.Module):
         super().__init__()
         width = config.vision_width
         self.pool = config.prompter_pool
+        self.grad_checkpointing = "none"
         self.corner_type = nn.Parameter(torch.empty(BOX_TOKENS, width))
         self.text_prompt = nn.Linear(config.embed_dim, width)
-        self.norm_1 = nn.LayerNorm(width)
+        self.norm_1 = layer_norm(config.norm)(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm_2 = nn.LayerNorm(width)
+        self.norm_2 = layer_norm(config.norm)(width)
         self.mlp = Mlp(width, config.mlp_ratio)
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = layer_norm(config.norm)(width)
         self.project = nn.Linear(width, config.embed_dim, bias=False)
         self.box_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
         positions = None
@@ -91,12 +94,17 @@ class Prompter(nn.Module):
 
     def remember(self, image_tokens: Tensor) -> ImageMemory:
         """Image tokens [B, T, W] to what all prompts of the image share."""
+        tokens, keys, values, *rows = checkpointing.run(self.grad_checkpointing, self._remember, image_tokens)
+        return ImageMemory(tokens, keys, values, ImageRows(*rows) if rows else None)
+
+    def _remember(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
+        """The fields of `ImageMemory`, then those of its `ImageRows`."""
         if self.positions is not None:
             image_tokens = image_tokens + self.positions
         normed, width = self.norm_1(image_tokens), image_tokens.shape[-1]
         if self.pool == "prompt":
             projected = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
-            return ImageMemory(image_tokens, *projected.chunk(2, dim=-1), rows=None)
+            return (image_tokens, *projected.chunk(2, dim=-1))
         q, k, v = self.qkv(normed).chunk(3, dim=-1)
         q = q * width**-0.5
         # Written out, as a fused attention hides its log-sum-exp: with one head, once an image, [B, T, T] is small.
@@ -104,10 +112,16 @@ class Prompter(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         row_lse = scores.logsumexp(-1)
         shares = (scores - row_lse[..., None]).exp().to(v.dtype)
-        return ImageMemory(image_tokens, k, v, ImageRows(q, self.out(shares @ v), row_lse))
+        return image_tokens, k, v, q, self.out(shares @ v), row_lse
 
     def forward(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
         """Prompt tokens [B, K, n, W] to one pooled vector a prompt, [B, K, W], after the final norm."""
+        tokens, keys, values, rows = memory
+        return checkpointing.run(self.grad_checkpointing, self._layer, prompts, tokens, keys, values, *(rows or ()))
+
+    def _layer(self, prompts: Tensor, tokens: Tensor, keys: Tensor, values: Tensor, *rows: Tensor) -> Tensor:
+        """`forward` on the fields of the memory and of its rows: checkpointing must see each tensor that is kept."""
+        memory = ImageMemory(tokens, keys, values, ImageRows(*rows) if rows else None)
         q, k, v = self.qkv(self.norm_1(prompts)).chunk(3, dim=-1)  # [B, K, n, W] each
         x = prompts + self.out(self._attend(q, k, v, memory))
         if memory.rows is not None:

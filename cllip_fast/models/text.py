@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cllip_fast.models.attention import Packing
 from cllip_fast.models.blocks import Block, init_blocks
 from cllip_fast.models.checks import values_at_hand
 from cllip_fast.models.config import ModelConfig
+from cllip_fast.models.norm import layer_norm
 
 
 class TextTower(nn.Module):
@@ -21,6 +23,7 @@ class TextTower(nn.Module):
         super().__init__()
         width, depth = config.text_width, config.text_depth
         self.causal = config.causal_text
+        self.packing = False  # True: padding is left out before the blocks, see `set_execution`
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(torch.empty(config.text_length, width))
         self.blocks = nn.ModuleList(
@@ -31,10 +34,11 @@ class TextTower(nn.Module):
                 backend=config.attention,
                 causal=self.causal,
                 quick_gelu=config.quick_gelu,
+                norm=config.norm,
             )
             for _ in range(depth)
         )
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = layer_norm(config.norm)(width)
         self.project = nn.Linear(width, config.embed_dim, bias=False)
         # CLIP's small embeddings make all texts of a fresh model nearly equal, which costs a short run much of its
         # length (docs/log.md): the bidirectional tower starts with words that differ.
@@ -49,6 +53,8 @@ class TextTower(nn.Module):
         if values_at_hand(text):  # columns that are padding in every text change nothing but the time
             used = (text != 0).any(0).nonzero()
             text = text[:, : int(used[-1]) + 1 if len(used) else 1]
+        if self.packing:
+            return self._packed(text)
         length = text.shape[1]
         x = self.tokens(text) + self.positions[:length]
         if self.causal:
@@ -64,3 +70,23 @@ class TextTower(nn.Module):
             x = block(x, mask[:, None, None])
         weight = real.to(x.dtype) / real.sum(1, keepdim=True)
         return self.project(torch.einsum("nl,nlw->nw", weight, self.norm_out(x)))
+
+    def _packed(self, text: Tensor) -> Tensor:
+        """`forward` on the texts' own tokens alone, one after the other: no product, norm or score for padding.
+
+        On a GPU this waits for the queue once, to learn how many tokens there are.
+        """
+        length = text.shape[1]
+        places = torch.arange(length, device=text.device)
+        real = (text != 0) | (places == 0)
+        if self.causal:  # what lies before the last token is seen by it, whatever it is
+            real = places <= (places * (text != 0)).amax(1, keepdim=True)
+        rows, columns = real.nonzero(as_tuple=True)  # [T], T tokens in all
+        packing = Packing.of(real.sum(1), length)
+        x = self.tokens(text[rows, columns]) + self.positions[columns]  # [T, W]
+        for block in self.blocks:
+            x = block(x, packing)
+        if self.causal:
+            return self.project(self.norm_out(x[packing.ends[1:].long() - 1]))
+        x = torch.segment_reduce(self.norm_out(x), "mean", offsets=packing.ends.long())
+        return self.project(x)

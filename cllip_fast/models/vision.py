@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cllip_fast.models.blocks import Block, init_blocks
 from cllip_fast.models.config import ModelConfig
+from cllip_fast.models.norm import layer_norm
 from cllip_fast.models.positions import encode_points, patch_centres
 
 
@@ -48,12 +49,19 @@ class VisionTower(nn.Module):
             self.positions = nn.Parameter(F.pad(table, (0, 0, self.extra_tokens, 0)))
         else:
             self.positions = nn.Parameter(width**-0.5 * torch.randn(patches + self.extra_tokens, width))
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_in = layer_norm(config.norm)(width)
         self.blocks = nn.ModuleList(
-            Block(width, config.vision_heads, config.mlp_ratio, backend=config.attention, quick_gelu=config.quick_gelu)
+            Block(
+                width,
+                config.vision_heads,
+                config.mlp_ratio,
+                backend=config.attention,
+                quick_gelu=config.quick_gelu,
+                norm=config.norm,
+            )
             for _ in range(depth)
         )
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = layer_norm(config.norm)(width)
         self.project = nn.Linear(width, config.embed_dim, bias=False)
         init_blocks(self.blocks)
         nn.init.normal_(self.project.weight, std=width**-0.5)

@@ -85,46 +85,55 @@ def attention(sequences: int, length: int, width: int, heads: int, backend: str,
     return kept(rows * 3 * width * element) + matrix + product(2 * rows * length * width)
 
 
-def mlp(rows: int, width: int, hidden: int, element: int) -> Cost:
-    """Linear, GELU (which keeps its input), linear."""
+def mlp(rows: int, width: int, hidden: int, element: int, quick_gelu: bool = False) -> Cost:
+    """Linear, GELU (which keeps its input; the quick one its sigmoid too), linear."""
     # When backward enters, gradients of the output (both types) and of the hidden layer come on top.
     working = Cost(working=rows * (hidden * element + width * (FP32 + element)))
-    gelu = kept(rows * hidden * element)
+    gelu = kept(rows * hidden * element * (2 if quick_gelu else 1))
     return linear(rows, width, hidden, element) + gelu + linear(rows, hidden, width, element) + working
 
 
-def block(sequences: int, length: int, width: int, heads: int, ratio: float, backend: str, element: int) -> Cost:
-    """`models.blocks.Block`."""
-    rows = sequences * length
-    return (
+def block(run: Settings, sequences: int, length: int, width: int, heads: int) -> Cost:
+    """`models.blocks.Block`, checkpointed or not."""
+    config, element, backend, rows = run.config, run.element, run.config.attention, sequences * length
+    hidden, inputs = int(width * config.mlp_ratio), rows * width * FP32
+    whole = (
         norm(rows, width)
         + linear(rows, width, 3 * width, element)
         + attention(sequences, length, width, heads, backend, element)
         + linear(rows, width, width, element)
         + norm(rows, width)
-        + mlp(rows, width, int(width * ratio), element)
+        + mlp(rows, width, hidden, element, config.quick_gelu)
     )
+    casts = 0 if element == FP32 else (4 * width * width + 2 * width * hidden) * element
+    if run.grad_checkpointing == "blocks":
+        # The second map of the MLP comes after all that backward needs.
+        return checkpointed(whole, inputs, whole.forward - rows * width * hidden, casts)
+    if run.grad_checkpointing == "selective":
+        outputs = rows * (3 * width + width + hidden) * element
+        if backend == "matmul":
+            return checkpointed(whole, inputs + outputs, 2 * rows * length * width, casts)
+        return checkpointed(whole, inputs + outputs + rows * (width * element + heads * FP32), 0, casts)
+    return whole
 
 
-def checkpointed(cost: Cost, input_bytes: int) -> Cost:
-    """The same layer when only its input is kept: backward computes it again, and then holds all it would have kept."""
-    again = cost.kept - input_bytes
+def checkpointed(cost: Cost, keeps: int, again: int, casts: int = 0) -> Cost:
+    """The same layer when it keeps so many bytes: backward computes `again` multiply-adds again.
+
+    While it is at that layer, it holds all that would have been kept, and the layer's cast weights (`casts` bytes).
+    """
     return Cost(
-        kept=input_bytes,
+        kept=keeps,
         forward=cost.forward,
-        backward=cost.backward + cost.forward,
-        working=cost.working + again,
-        traffic=cost.traffic + 2 * input_bytes,
+        backward=cost.backward + again,
+        working=cost.working + cost.kept - keeps + casts,
+        traffic=cost.traffic + 2 * keeps,
     )
 
 
 def tower(run: Settings, sequences: int, length: int, width: int, heads: int, depth: int) -> Cost:
     """All blocks of a tower."""
-    config = run.config
-    one = block(sequences, length, width, heads, config.mlp_ratio, config.attention, run.element)
-    if run.grad_checkpointing == "blocks":
-        one = checkpointed(one, sequences * length * width * FP32)
-    return one.times(depth)
+    return block(run, sequences, length, width, heads).times(depth)
 
 
 def vision(run: Settings) -> Cost:
@@ -212,13 +221,23 @@ def _remember(run: Settings) -> Cost:
     read = kept(rows * STATISTICS)
     if config.prompter_positions:
         read += kept(rows * width * FP32)
+    tokens_kept = rows * width * FP32 if config.prompter_positions else 0  # by the prompts, as all of the memory is
     if config.prompter_pool == "prompt":
         weight = kept(0 if element == FP32 else 2 * width * width * element)  # a slice, which autocast casts apart
-        return read + weight + linear(rows, width, 2 * width, element) + kept(rows * 2 * width * element)
+        whole = read + weight + linear(rows, width, 2 * width, element) + kept(rows * 2 * width * element)
+        if run.grad_checkpointing == "none":
+            return whole
+        return checkpointed(whole, tokens_kept + rows * 2 * width * element, 0)
     projections = linear(rows, width, 3 * width, element) + kept(rows * 4 * width * element)  # queries again, scaled
     matrix = kept(batch * tokens**2 * FP32) + scores(batch * tokens**2, element) + kept(rows * FP32)  # log-sum-exp
     attended = product(2 * batch * tokens**2 * width) + linear(rows, width, width, element)
-    return read + projections + matrix + attended + kept(rows * width * element)
+    whole = read + projections + matrix + attended + kept(rows * width * element)
+    if run.grad_checkpointing == "none":
+        return whole
+    keeps, again = tokens_kept + rows * (5 * width * element + FP32), 2 * batch * tokens**2 * width
+    if run.grad_checkpointing == "blocks":
+        again += 3 * rows * width * width  # not the output projection, which comes last
+    return checkpointed(whole, keeps, again, 0 if element == FP32 else 4 * width * width * element)
 
 
 def _prompt_layer(run: Settings, count: int, prompt: int, stream: int) -> Cost:
@@ -237,7 +256,16 @@ def _prompt_layer(run: Settings, count: int, prompt: int, stream: int) -> Cost:
     # The mean comes before the MLP's second map. Backward enters with two gradients of all that it is taken over.
     expand = norm(rows, width) + linear(rows, width, hidden, element) + kept(rows * hidden * element)
     contract = linear(count, hidden, width, element) + Cost(working=2 * rows * hidden * element)
-    return attended + expand + contract + norm(count, width)
+    whole = attended + expand + contract + norm(count, width)
+    if run.grad_checkpointing == "none":
+        return whole
+    keeps, again = own * width * stream, whole.forward
+    if run.grad_checkpointing == "selective":
+        projected = 5 if config.prompter_pool == "all" else 4  # queries, keys, values, output; values projected
+        keeps += own * projected * width * element + rows * hidden * element
+        again -= own * projected * width * width + rows * width * hidden
+    casts = 0 if element == FP32 else (4 * width * width + 2 * width * hidden) * element
+    return checkpointed(whole, keeps, again, casts)
 
 
 def _image_tokens(run: Settings) -> int:

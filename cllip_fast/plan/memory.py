@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cllip_fast.plan.devices import RESERVED, Device
 from cllip_fast.plan.layers import FP32, model_costs
 from cllip_fast.plan.loss import loss_cost
-from cllip_fast.plan.settings import Settings
+from cllip_fast.plan.settings import OPTIMIZERS, Settings
 
 LARGEST_BATCH = 2**24
 
@@ -29,13 +29,15 @@ class Memory:
 def predict_memory(run: Settings) -> Memory:
     """Peak memory of one GPU in a step of training."""
     parameters, costs, loss = run.parameters(), model_costs(run), loss_cost(run)
+    # Checkpointed layers cast their weights again in backward, one layer at a time: in its working space.
+    cast = parameters.cast if run.grad_checkpointing == "none" else parameters.cast_apart
     image = 3 * run.config.image_size**2 * FP32 + 8 * run.text_length
     region = 4 * FP32 + 8 * run.region_length + 1
     lines = {
         "weights, fp32": parameters.total * FP32,
-        "weights, bf16 copies": parameters.cast * run.element if run.element != FP32 else 0,
+        f"weights, {run.precision[4:]} copies": cast * run.element if run.element != FP32 else 0,
         "gradients": parameters.trained * FP32,
-        "optimizer (AdamW)": optimizer_bytes(run),
+        f"optimizer ({OPTIMIZERS[run.opt]})": optimizer_bytes(run),
         "DDP buckets": parameters.trained * FP32 if run.gpus > 1 else 0,
         "batch": run.batch_size * image + run.regions * region,
         **{name: cost.kept for name, cost in costs.items()},
@@ -49,9 +51,14 @@ def predict_memory(run: Settings) -> Memory:
 
 
 def optimizer_bytes(run: Settings) -> int:
-    """AdamW's two moments, and a step counter for each tensor."""
+    """Two moments of each number; torch's AdamW counts each tensor's steps; Muon has one moment for its matrices."""
     parameters = run.parameters()
-    return FP32 * (2 * parameters.trained + parameters.tensors)
+    if run.opt == "adamw":
+        return FP32 * (2 * parameters.trained + parameters.tensors)
+    if run.opt == "muon":
+        others, tensors = parameters.trained - parameters.hidden, parameters.tensors - parameters.hidden_tensors
+        return FP32 * (parameters.hidden + 2 * others + tensors)
+    return FP32 * 2 * parameters.trained
 
 
 def largest_batch(run: Settings, device: Device) -> int:

@@ -24,8 +24,9 @@ def assumptions(run: Settings, device: Device) -> list[str]:
         "a floor, not a forecast: kernels reach a part of these peaks, and what norms, GELU and copies move "
         "beyond what backward needs is not counted",
     ]
-    if run.grad_checkpointing == "blocks":
-        said.append("blocks of both towers keep their input and are computed twice; the Prompter's layer is kept whole")
+    if run.grad_checkpointing != "none":
+        what = "their input" if run.grad_checkpointing == "blocks" else "their input and their products' outputs"
+        said.append(f"blocks of both towers and the Prompter's layer keep {what}; backward computes the rest again")
     if run.accum_freq > 1:
         said.append("accumulation as GradCache: all batches for their features, one loss, each again with a graph")
     return said

@@ -10,6 +10,12 @@ import torch
 from cllip_fast.errors import InputError, check_choice
 from cllip_fast.losses.cllip import PARTS
 from cllip_fast.models import PRESETS, CllipModel, ModelConfig, create_model
+from cllip_fast.models.attention import BACKENDS
+from cllip_fast.models.checkpointing import MODES
+
+# The trainer's --opt, and what they are called here.
+OPTIMIZERS = {"adamw": "AdamW", "apex-adam": "Apex Adam", "apex-lamb": "Apex LAMB", "muon": "Muon, AdamW"}
+LAYER = ("prompter.qkv.", "prompter.out.", "prompter.mlp.")
 
 
 @dataclass(frozen=True)
@@ -21,14 +27,16 @@ class Settings:
         batch_size: images of a micro-batch on a GPU.
         gpus: how many GPUs.
         accum_freq: micro-batches in a step of the optimizer, contrasted with one another (GradCache).
-        precision: "fp32", or "amp_bf16" (autocast).
+        precision: "fp32", or "amp_bf16" or "amp_fp16" (autocast).
         image_size: pixels a side; 0: the preset's.
         text_length, region_length: tokens of a caption and of a region text, padding included.
         max_regions: regions of an image.
         losses: of "clip", "region", "grounding", "patch", "localization".
         region: "prompter" or "roi_align".
         attention: back end; "": the preset's.
-        grad_checkpointing: "none", or "blocks": of each block of both towers only the input is kept.
+        grad_checkpointing: "none"; "selective": of each block of both towers and of the Prompter's layer the input and
+            the outputs of its products are kept; "blocks": the input alone.
+        opt: optimizer, one of `OPTIMIZERS`.
 
     Raises:
         InputError: an unknown name, a number below 1, or sizes that do not fit the model.
@@ -47,12 +55,14 @@ class Settings:
     region: str = "prompter"
     attention: str = ""
     grad_checkpointing: str = "none"
+    opt: str = "adamw"
 
     def __post_init__(self) -> None:
         check_choice("--model", self.model, tuple(PRESETS))
-        check_choice("--precision", self.precision, ("fp32", "amp_bf16"))
-        check_choice("--attention", self.attention, ("", "sdpa", "matmul", "flash", "xformers"))
-        check_choice("--grad-checkpointing", self.grad_checkpointing, ("none", "blocks"))
+        check_choice("--precision", self.precision, ("fp32", "amp_bf16", "amp_fp16"))
+        check_choice("--attention", self.attention, ("", *BACKENDS))
+        check_choice("--grad-checkpointing", self.grad_checkpointing, MODES)
+        check_choice("--opt", self.opt, tuple(OPTIMIZERS))
         if not self.losses:
             raise InputError(f"--losses is empty, expected some of {', '.join(PARTS)}")
         for loss in self.losses:
@@ -79,7 +89,7 @@ class Settings:
     @property
     def element(self) -> int:
         """Bytes of a number in the products."""
-        return 2 if self.precision == "amp_bf16" else 4
+        return 4 if self.precision == "fp32" else 2
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -107,7 +117,10 @@ class Parameters:
     total: int
     trained: int
     tensors: int
-    cast: int  # used; matrices and kernels, of which autocast makes a copy in bf16
+    cast: int  # used; matrices and kernels, of which autocast makes a 16-bit copy
+    cast_apart: int  # those among them that are in no block and no layer of the Prompter
+    hidden: int  # used; matrices of blocks and of the Prompter's layer: Muon's
+    hidden_tensors: int
     by_part: dict[str, int]  # trained
 
 
@@ -124,11 +137,16 @@ def count_parameters(config: ModelConfig, parts: tuple[str, ...]) -> Parameters:
         part = name.split(".")[0]
         if part in by_part:
             by_part[part] += each.numel()
-    cast = [each for name, each in trained.items() if each.dim() > 1 and name.endswith("weight")]
+    cast = {name: each for name, each in trained.items() if each.dim() > 1 and name.endswith("weight")}
+    del cast["text.tokens.weight"]
+    hidden = [each.numel() for name, each in cast.items() if ".blocks." in name or name.startswith(LAYER)]
     return Parameters(
         total=sum(each.numel() for each in model.parameters()),
         trained=sum(each.numel() for each in trained.values()),
         tensors=len(trained),
-        cast=sum(each.numel() for each in cast) - trained["text.tokens.weight"].numel(),
+        cast=sum(each.numel() for each in cast.values()),
+        cast_apart=sum(each.numel() for each in cast.values()) - sum(hidden),
+        hidden=sum(hidden),
+        hidden_tensors=len(hidden),
         by_part=by_part,
     )

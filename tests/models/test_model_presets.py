@@ -132,7 +132,7 @@ def test_parameter_groups() -> None:
         ({"vision_heads": 3}, r"vision_width is 128, expected a multiple of vision_heads 3"),
         ({"vision_width": 6, "vision_heads": 2}, r"vision_width is 6, expected a multiple of 4"),
         ({"region": "crop"}, r"region is 'crop', expected one of prompter, roi_align"),
-        ({"attention": "fast"}, r"attention is 'fast', expected one of sdpa, matmul, flash, xformers"),
+        ({"attention": "fast"}, r"attention is 'fast', expected one of sdpa, matmul, flash, fa3, fa4, xformers"),
         ({"prompter_pool": "none"}, r"prompter_pool is 'none', expected one of all, prompt"),
         ({"stem": "none"}, r"stem is 'none', expected one of patch, conv"),
     ],

@@ -49,11 +49,11 @@ def test_matmul_attention_equals_sdpa_with_padding(length: int) -> None:
 
 def test_flash_refuses_what_it_cannot_do() -> None:
     # The package is probed when the back end is chosen; this is the check when it is called.
-    from cllip_fast.models.attention import _flash
+    from cllip_fast.models.attention import BACKENDS
 
     q = torch.randn(1, 4, 2, 8)
     with pytest.raises(InputError, match=r"attention='flash' got torch.float32 on cpu, expected float16 or bfloat16"):
-        _flash(q, q, q, None, False)
+        BACKENDS["flash"].attend(q, q, q, None, False)
     with pytest.raises(InputError, match=r"attention is 'other'"):
         attention_backend("other")
 
