@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from cllip_fast.errors import InputError, check_tensor
+from cllip_fast.losses.inputs import product_type
 
 
 def check_patches_and_texts(patch_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, P, D] and [B, T, D] on one device, P at least 1, in their common type.
+    """[B, P, D] and [B, T, D] on one device, P at least 1, in the type of their product.
 
     Raises:
         InputError: wrong shapes, types that are not floating-point, or different devices.
@@ -21,7 +22,7 @@ def check_patches_and_texts(patch_features: Tensor, text_features: Tensor) -> tu
         raise InputError(f"patch_features has shape {list(patch_features.shape)}, expected at least one patch an image")
     like = ("patch_features", patch_features)
     check_tensor("text_features", text_features, (batch, "T", width), floating=True, like=like)
-    common = torch.promote_types(patch_features.dtype, text_features.dtype)
+    common = product_type(patch_features, text_features)
     return patch_features.to(common), text_features.to(common)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cllip_fast.errors import InputError
 from cllip_fast.losses import ClipLoss
+from cllip_fast.losses.inputs import product_type
 from tests import dense
 from tests.openclip_peer import openclip_losses
 from tests.ranks import on_ranks
@@ -137,6 +139,27 @@ def test_autocast_does_not_reach_the_tiles() -> None:
         value, grads = dense.value_and_gradients(loss, inputs)
     assert torch.equal(value, expected)
     assert all(map(torch.equal, grads, expected_grads))
+
+
+def test_a_gpus_autocast_chooses_the_type_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `torch.mm` would be given there; asked of tensors that only say that they are on a GPU."""
+    full, half, double = (SimpleNamespace(dtype=each, device=torch.device("cuda"))
+                          for each in (torch.float32, torch.float16, torch.float64))  # fmt: skip
+    assert product_type(full, half) == torch.float32
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    assert product_type(full, full) == product_type(full, half) == torch.bfloat16
+    assert product_type(full, double) == torch.float64
+    cpu = torch.zeros(())
+    assert product_type(cpu, cpu) == torch.float32
+
+
+@pytest.mark.gpu
+def test_under_a_gpus_autocast_the_loss_is_that_of_half_features() -> None:
+    images, texts = (each.cuda() for each in dense.features(300, 64, torch.float32))
+    expected = ClipLoss()(images.bfloat16(), texts.bfloat16(), 20.0)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(ClipLoss()(images, texts, 20.0), expected)
 
 
 def test_bad_inputs() -> None:
