@@ -32,7 +32,7 @@ from cllip_fast.evaluate.texts import TextBook
 from cllip_fast.interchange import load_clip
 from cllip_fast.interchange.files import find_weights
 from cllip_fast.models import CllipModel, ModelConfig
-from cllip_fast.train import checkpoint
+from cllip_fast.train import checkpoint, sharded_checkpoint
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -56,8 +56,8 @@ def load(
     tokens, for which it was never trained; it cannot ground.
 
     Args:
-        path: a run's folder (its newest checkpoint is taken) or one checkpoint file; or CLIP weights, as for the
-            trainer's --pretrained.
+        path: a run's folder (its newest checkpoint is taken) or one checkpoint; or CLIP weights, as for the trainer's
+            --pretrained.
         device: where to compute; default: a GPU where there is one.
         dtype: float32, as the trainer evaluates; bfloat16 or float16 compute under autocast. Results are float32.
         tokenizer: as for `load_tokenizer`; default: `tokenizer.json` in the run's folder, else the one that the run
@@ -348,11 +348,11 @@ def _check_vocabulary(name: str | Path, config: ModelConfig, file: str | Path) -
 
 
 def _find_checkpoint(path: Path) -> Path:
-    if not path.is_dir():
+    if not path.is_dir() or sharded_checkpoint.is_folder(path):
         return path
     found = checkpoint.stored(path / "checkpoints")
     if not found:
-        raise InputError(f"{path} has no checkpoints/step_*.pt, expected the folder of a run or a checkpoint file")
+        raise InputError(f"{path} has no checkpoints/step_*, expected the folder of a run or a checkpoint")
     return found[-1]
 
 

@@ -228,7 +228,7 @@ def test_bad_input_is_named(model: TrainedModel, name: str) -> None:
 
 
 def test_bad_options_are_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected the folder of a run or a checkpoint file"):
+    with pytest.raises(InputError, match="expected the folder of a run or a checkpoint"):
         cllip_fast.load(tmp_path)
     with pytest.raises(InputError, match=r"nowhere\.pt does not exist"):
         cllip_fast.load(tmp_path / "nowhere.pt")

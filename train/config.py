@@ -95,7 +95,7 @@ class Config:
 
     logs_dir: str = option("runs", "run", "folder of all runs")  # torchrun takes --logs for one of its own
     name: str = option("scenes", "run", "folder of this run in it")
-    resume: str = option("", "run", "a checkpoint, or 'latest' of this run")
+    resume: str = option("", "run", "a checkpoint, 'latest' of this run, or 'auto': that one if there is one")
     save_frequency: int = option(200, "run", "steps between checkpoints")
     keep: int = option(3, "run", "newest checkpoints that are kept; 0: all")
     eval_frequency: int = option(0, "run", "steps between evaluations; 0: only at the end")
@@ -105,6 +105,11 @@ class Config:
     max_skipped: int = option(
         20, "run", "steps in a row with a loss or gradient that is not finite that end the run; fewer are skipped"
     )
+    parallel: str = option("ddp", "run", "ddp: each rank has all weights; fsdp: they are sharded over all; hsdp: over "
+                           "--shard-size ranks, and copied to the others", ("ddp", "fsdp", "hsdp"))  # fmt: skip
+    shard_size: int = option(0, "run", "ranks that hsdp shards over; 0: those of a machine")
+    timeout: int = option(1800, "run", "seconds that ranks wait for one another; "
+                          "then the run ends and names those that are missing")  # fmt: skip
     device: str = option("auto", "run", "auto: cuda where there is one, else cpu", ("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
@@ -112,7 +117,7 @@ class Config:
             if field.metadata["choices"]:
                 check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
         positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "accum_freq",
-                    "loader_threads", "save_frequency", "log_every_n_steps", "max_skipped")  # fmt: skip
+                    "loader_threads", "save_frequency", "log_every_n_steps", "max_skipped", "timeout")  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least 1")
@@ -127,6 +132,7 @@ class Config:
             "image_size",
             "filter_threshold",
             "freeze_steps",
+            "shard_size",
         ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}, expected 0 or more")
@@ -134,6 +140,9 @@ class Config:
             raise InputError(f"--layer-decay is {self.layer_decay}, expected more than 0, up to 1")
         if self.freeze_steps and not self.pretrained:
             raise InputError(f"--freeze-steps is {self.freeze_steps}, expected 0 without --pretrained")
+        if self.parallel != "ddp" and self.opt != "adamw":
+            raise InputError(f"--opt is {self.opt}, which has not been proved on sharded weights; expected adamw with "
+                             f"--parallel {self.parallel}")  # fmt: skip
         check_precision(self.precision)
         _ = self.parts, self.reports, self.profiled  # are checked now, not after the data has been made
 

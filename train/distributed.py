@@ -1,4 +1,4 @@
-"""Which rank this process is, and the few things that only one rank does."""
+"""Which rank this process is, the few things that only one rank does, and which rank it is that hangs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,27 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """How long ranks wait for one another where one alone has work to do: an evaluation outlasts NCCL's ten minutes."""
 
+ROLL_CALL = 60.0
+"""Seconds, at most, that ranks whose collective has timed out wait for one another to find out who is missing."""
+
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""torchrun's variable; without it all attempts share one store, and find in it the addresses of the attempt before."""
+
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; `group` is None for a process alone, so that nothing is ever sent."""
+    """One process among `size`; `group` is None for a process alone, so that nothing is ever sent.
+
+    `control` has connections of its own (gloo), which still work when a collective of `group` has failed; ranks wait
+    `timeout` seconds for one another.
+    """
 
     rank: int
     size: int
     device: torch.device
     group: dist.ProcessGroup | None
+    control: dist.ProcessGroup | None = None
+    timeout: float = 1800.0
 
     @property
     def is_main(self) -> bool:
@@ -68,10 +80,28 @@ class World:
             raise InputError(message)
         return result
 
+    def roll_call(self, timeout: float | None = None) -> None:
+        """Wait until all ranks are here: processes, not what their GPUs still have to do.
+
+        Raises:
+            InputError: some are not after `timeout` seconds (default: the world's); the main rank's names them.
+        """
+        if self.control is None:
+            return
+        timeout = self.timeout if timeout is None else timeout
+        try:
+            dist.monitored_barrier(self.control, timeout=timedelta(seconds=timeout), wait_all_ranks=True)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"a rank hangs or is gone, --timeout is {self.timeout:g} s: {reason}") from error
+
 
 @contextmanager
-def start(device: str) -> Iterator[World]:
-    """Join the other ranks that torchrun started (NCCL on GPUs, gloo on CPUs); leave them at the end."""
+def start(device: str, timeout: float = 1800.0) -> Iterator[World]:
+    """Join the other ranks that torchrun started (NCCL on GPUs, gloo on CPUs); leave them at the end.
+
+    A collective that times out ends in an `InputError` that names the ranks that were missing.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -85,8 +115,29 @@ def start(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place, None)
         return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=place if device == "cuda" else None)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get(OWN_STORE) != "1":
+        raise InputError(f"torchrun has --max-restarts, and {OWN_STORE} is not 1: restarted workers would look for the "
+                         f"dead ones; start torchrun with {OWN_STORE}=1")  # fmt: skip
+    # NCCL's watchdog ends the process and knows only its own rank: the roll call, which knows all, is to come first.
+    limit = timedelta(seconds=timeout if device == "cpu" else 2 * timeout)
+    backend, own = ("gloo", None) if device == "cpu" else ("nccl", place)
+    dist.init_process_group(backend, device_id=own, timeout=limit)
     try:
-        yield World(rank, size, place, dist.group.WORLD)
+        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        world = World(rank, size, place, dist.group.WORLD, control, timeout)
+        with named_hangs(world):
+            yield world
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def named_hangs(world: World) -> Iterator[None]:
+    """Call the roll when a collective in here times out: all ranks that wait answer, the one that hangs does not."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error).lower()
+        if "timed out" in message or "timeout" in message:
+            world.roll_call(min(world.timeout, ROLL_CALL))
+        raise

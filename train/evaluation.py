@@ -13,6 +13,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.evaluate import evaluate, table
 from cllip_fast.models import CllipModel
 from cllip_fast.show import picture_sheet, training_curves
+from cllip_fast.train import parallel
 from cllip_fast.train.checkpoint import writable
 from cllip_fast.train.config import Config
 from cllip_fast.train.distributed import World
@@ -29,7 +30,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Evaluation:
-    """Evaluates the unwrapped model on the main rank; the others wait, however long that takes."""
+    """Evaluates the whole model on the main rank; the others wait, however long that takes."""
 
     model: CllipModel
     inputs: Inputs
@@ -42,10 +43,11 @@ class Evaluation:
     def evaluate(self, step: int) -> Results | None:
         """Metrics of each split, logged as they come; None if the run was asked to stop meanwhile."""
         results: Results | None = {}
+        model = parallel.unsharded(self.model, self.world)
         try:
             for name, loader in self.inputs.splits.items():
                 results[name] = evaluate(
-                    self.model, self._until_stopped(loader), tokenizer=self.inputs.tokenizer,
+                    model, self._until_stopped(loader), tokenizer=self.inputs.tokenizer,
                     classes=self.inputs.info.classes, attributes=self.inputs.info.attributes,
                     text_length=self.config.text_length, region_length=self.config.region_length,
                     device=self.world.device,
@@ -74,20 +76,20 @@ class Evaluation:
         results = self.evaluate(step)
         if self.world.any(results is None):
             return False
+        model = parallel.unsharded(self.model, self.world).eval()
         if self.world.is_main:
             with writable(self.run):
-                self._write(step, seconds, results)
+                self._write(model, step, seconds, results)
         return True
 
-    def _write(self, step: int, seconds: float, results: Results) -> None:
+    def _write(self, model: CllipModel, step: int, seconds: float, results: Results) -> None:
         record = {"step": step, "seconds": round(seconds, 1), "results": results, "config": self.config.to_dict()}
         (self.run / "results.json").write_text(json.dumps(record, indent=1))
         written = ["results.json"]
-        self.model.eval()
         for name, loader in self.inputs.splits.items():
             path = self.run / f"sheet_{name}.png"
             picture_sheet(
-                self.model,
+                model,
                 next(iter(loader)),
                 tokenizer=self.inputs.tokenizer,
                 region_length=self.config.region_length,

@@ -6,6 +6,7 @@
     torchrun --standalone train/main.py --batch-size 16 --accum-freq 4         # the same step in less memory
     torchrun --standalone --nproc-per-node 8 train/main.py --config train/recipes/vit_b16.toml --train-data shards/
     torchrun --standalone train/main.py --config train/recipes/finetune_clip.toml ...   # from CLIP weights
+    torchrun --nnodes 8 --nproc-per-node 8 ... train/main.py --parallel fsdp   # sharded (train/recipes/slurm.sh)
     torchrun --standalone train/main.py --resume latest                        # go on after an interruption
 
 Writes runs/<name>/: config.json, log.jsonl, checkpoints/, results.json, curves.png, sheet_<split>.png.
@@ -16,16 +17,13 @@ SIGTERM, SIGUSR1 or Ctrl-C, to any rank, saves a checkpoint and ends with exit c
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from cllip_fast import __version__, extras
@@ -35,7 +33,7 @@ from cllip_fast.interchange import load_pretrained
 from cllip_fast.kernels import native
 from cllip_fast.losses import CllipLoss
 from cllip_fast.models import CllipModel, create_model, set_execution
-from cllip_fast.train import checkpoint, distributed
+from cllip_fast.train import checkpoint, distributed, parallel
 from cllip_fast.train.accumulate import accumulate
 from cllip_fast.train.config import Config, parse
 from cllip_fast.train.evaluation import Evaluation
@@ -104,16 +102,19 @@ def train(config: Config, world: distributed.World) -> bool:
         print(config.describe(), flush=True)
 
     inputs = create_inputs(config, world)
+    source = world.from_main(lambda: checkpoint.find(config.resume, run / "checkpoints"))
     model = build_model(config, inputs.tokenizer.vocab_size)
-    pretrained = load_pretrained(model, config.pretrained) if config.pretrained and not config.resume else ""
-    model = model.to(world.device)
+    pretrained = load_pretrained(model, config.pretrained) if config.pretrained and not source else ""
+    precision = Precision(config.precision, world.device)
+    model = parallel.shard(model.to(world.device), config, world, precision.dtype)
     model_parts = tuple({"localization": "patch"}.get(part, part) for part in config.parts if part != "clip")
     model.freeze_unused(model_parts)
-    loss, precision = build_loss(config, world), Precision(config.precision, world.device)
+    loss = build_loss(config, world)
     optimizer = create_optimizer(model, config)
-    checkpoints = checkpoint.Checkpoints(run / "checkpoints", config, model, optimizer, inputs.train, precision.scaler)
-    step, source = 0, world.from_main(lambda: checkpoint.find(config.resume, checkpoints.folder))
-    earlier = None
+    checkpoints = checkpoint.Checkpoints(
+        run / "checkpoints", config, model, optimizer, inputs.train, world.is_main, precision.scaler
+    )
+    step, earlier = 0, None
     if source:
         step = checkpoints.restore(source)
     elif world.is_main:
@@ -122,7 +123,7 @@ def train(config: Config, world: distributed.World) -> bool:
         checkpoints.prepare()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     frozen = freeze_towers(model) if step < config.freeze_steps else []
-    wrapped = DistributedDataParallel(model) if world.size > 1 else model
+    wrapped = parallel.wrap(model, world)
 
     log = create_log(run, config, step, world)
     skipped = SkippedSteps(run / "skipped.jsonl", config.max_skipped, step, model, world, log.say)
@@ -143,8 +144,12 @@ def train(config: Config, world: distributed.World) -> bool:
             (run / "stopped").unlink(missing_ok=True)
 
     def encode(batch: Batch) -> dict[str, Tensor]:
-        with precision.autocast:  # the losses stay outside: they accumulate in fp32 by themselves
+        with precision.autocast:
             return forward(wrapped, batch.to(world.device, non_blocking=True), model_parts)
+
+    def contrast(**features: Tensor) -> dict[str, Tensor]:
+        with precision.autocast:  # on a GPU the losses multiply in its type; they accumulate in fp32 by themselves
+            return loss(**features, output_dict=True)
 
     stream = inputs.train.forever()
     profiler.start(model, loss, optimizer)
@@ -157,16 +162,16 @@ def train(config: Config, world: distributed.World) -> bool:
         if frozen and step == config.freeze_steps:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-            frozen, wrapped = [], DistributedDataParallel(model) if world.size > 1 else model
+            frozen, wrapped = [], parallel.wrap(model, world)
             log.say(f"the towers are thawed after step {step}")
         set_learning_rate(optimizer, step, config)
         # Forward, loss, backward: of one large batch, however many micro-batches it comes in.
-        no_sync = wrapped.no_sync if world.size > 1 else nullcontext
+        no_sync = partial(parallel.no_sync, wrapped)
         scaler = precision.scaler  # without fp16, what it is asked for below does nothing
-        parts = accumulate(encode, partial(loss, output_dict=True), batches, no_sync=no_sync, scale=scaler.scale)
+        parts = accumulate(encode, contrast, batches, no_sync=no_sync, scale=scaler.scale)
         total = sum(parts.values())
         scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(trained, config.grad_clip_norm or math.inf)
+        grad_norm = parallel.clip_grad_norm_(trained, config.grad_clip_norm)
         found_inf = (~(torch.isfinite(total) & torch.isfinite(grad_norm))).float()
         step_unless(found_inf, optimizer)
         scaler.update()
@@ -182,6 +187,7 @@ def train(config: Config, world: distributed.World) -> bool:
         interval = at_end or step % config.log_every_n_steps == 0
         saving = at_end or stopping or step % config.save_frequency == 0
         if interval:
+            world.roll_call()
             log.flush(
                 step,
                 config.batch_size * config.accum_freq * world.size,
@@ -192,10 +198,11 @@ def train(config: Config, world: distributed.World) -> bool:
             )
         if interval or saving:
             skipped.check()
-        if saving and world.is_main:
+        checkpoints.poll()
+        if saving:
             try:
                 with log.paused():
-                    checkpoints.save(step)
+                    checkpoints.save(step, wait=stopping or at_end)
             except InputError as error:  # the earlier ones are whole; only the save that ends a run must succeed
                 if stopping or at_end:
                     raise
@@ -217,7 +224,7 @@ def train(config: Config, world: distributed.World) -> bool:
 
 def main() -> int:
     config = parse(description=__doc__)
-    with distributed.start(config.device) as world:
+    with distributed.start(config.device, config.timeout) as world:
         return 0 if train(config, world) else UNFINISHED
 
 

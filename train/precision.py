@@ -31,7 +31,8 @@ class Precision:
 
     Attributes:
         name: "fp32", "amp_bf16" or "amp_fp16"; "auto" is resolved to bf16 on a GPU and fp32 on a CPU.
-        autocast: the context that the model's forward belongs in; the losses do not.
+        dtype: autocast's; None without.
+        autocast: the context that the forward of model and losses belongs in.
         scaler: enabled under fp16, otherwise its methods do nothing. Its verdict is the same on all ranks: gradients
             are reduced, or, where they are sharded (DTensor), the verdict is.
     """
@@ -39,9 +40,9 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         check_precision(name)
         self.name = name if name != "auto" else "amp_bf16" if device.type == "cuda" else "fp32"
-        dtype = _TYPES[self.name]
-        self.autocast = torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.dtype = _TYPES[self.name]
+        self.autocast = torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def figures(self) -> dict[str, float]:
         """What the log shows of it; waits for the device."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cllip_fast.data import Batch
 from cllip_fast.errors import InputError
@@ -57,7 +58,7 @@ class SkippedSteps:
         if not bad:
             return
         self._write(bad)
-        broken = [name for name, parameter in self.model.named_parameters() if not parameter.isfinite().all()]
+        broken = [name for name, parameter in self.model.named_parameters() if not _own(parameter).isfinite().all()]
         if broken:
             raise InputError(
                 f"{len(broken)} parameters are not finite, first {broken[0]}, and no step can mend them; step "
@@ -84,3 +85,8 @@ class SkippedSteps:
                 self._lines.write(step, {"losses": values, "keys": [of_rank[number] for of_rank in keys]})
             except OSError as error:
                 self.say(f"warning: {self.file} cannot be written: {error}")
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """This rank's part of a parameter, which is all of it unless it is sharded."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -18,6 +18,7 @@ from torch import Tensor
 from cllip_fast.errors import InputError
 from cllip_fast.interchange import hf, openclip
 from cllip_fast.interchange.keymap import from_peer, shorten
+from cllip_fast.train import checkpoint, sharded_checkpoint
 
 METADATA = "cllip_fast_model"  # the key of the model's configuration in our safetensors files
 _WEIGHTS_FILES = (*openclip.WEIGHTS_FILES, *hf.WEIGHTS_FILES)
@@ -51,6 +52,8 @@ class Weights:
 def read_weights(path: str | Path) -> Weights:
     """Read a file of OpenCLIP (.pt, .bin, .safetensors), Hugging Face or this package, or a folder with one.
 
+    The folder of a sharded checkpoint of this package counts as one file.
+
     Configurations that lie beside the weights are read too: without one, heads and activation are not known.
 
     Raises:
@@ -71,7 +74,7 @@ def read_weights(path: str | Path) -> Weights:
 
 def find_file(path: Path) -> Path:
     """`path`, or the weights file in it if it is a folder."""
-    if path.is_file():
+    if path.is_file() or sharded_checkpoint.is_folder(path):
         return path
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a file of weights or a folder with one")
@@ -88,6 +91,9 @@ def find_weights(folder: Path) -> Path | None:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, object] | None]:
     """The tensors of a file, floating ones as fp32, and the model's configuration if this package wrote it."""
+    if path.is_dir():
+        saved = checkpoint.read(path)
+        return saved["model"], saved["model_config"]
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:

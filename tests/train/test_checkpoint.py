@@ -335,10 +335,10 @@ def test_a_failed_save_is_a_warning_unless_it_ends_the_run(
 ) -> None:
     save, failing = Checkpoints.save, {2}
 
-    def sometimes(self: Checkpoints, step: int) -> Path:
+    def sometimes(self: Checkpoints, step: int, **options: bool) -> Path:
         if step in failing:
             raise InputError(f"step {step} cannot be written: No space left on device")
-        return save(self, step)
+        return save(self, step, **options)
 
     monkeypatch.setattr(Checkpoints, "save", sometimes)
     folder = train(scenes, tmp_path, save_frequency=1)
