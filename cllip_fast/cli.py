@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_eval, _add_show, _add_plan):
+    for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_eval, _add_show, _add_report, _add_plan):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -77,6 +77,12 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
 
 def _add_show(commands: argparse._SubParsersAction) -> None:
     from cllip_fast.show.phrases import add_commands
+
+    add_commands(commands)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    from cllip_fast.report.commands import add_commands
 
     add_commands(commands)
 

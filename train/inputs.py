@@ -46,12 +46,20 @@ class Inputs:
 def find_splits(config: Config, world: World) -> tuple[str, dict[str, str]]:
     """The shards to train on and, by name, those to evaluate on; scenes are generated when they are asked for."""
     if config.train_data != "scenes":
-        return config.train_data, parse_splits(config.val_data)
+        return config.train_data, name_splits(config)
     root = Path(config.scenes_dir)
     if world.is_main:
         make_scenes(root, train=config.scenes)
     world.barrier()
-    return str(root / "train"), parse_splits(config.val_data or f"val={root / 'val'},unseen={root / 'unseen'}")
+    return str(root / "train"), name_splits(config)
+
+
+def name_splits(config: Config) -> dict[str, str]:
+    """By name, the shards to evaluate on; generated scenes bring their own."""
+    if config.val_data or config.train_data != "scenes":
+        return parse_splits(config.val_data)
+    root = Path(config.scenes_dir)
+    return {"val": str(root / "val"), "unseen": str(root / "unseen")}
 
 
 def parse_splits(text: str) -> dict[str, str]:

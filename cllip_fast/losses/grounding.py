@@ -69,12 +69,12 @@ class GroundingLoss(nn.Module):
         mask = check_mask("mask", mask, first)
         # Zeroed before the arithmetic too: a gradient of 0 times NaN would be NaN.
         padded = ~mask[..., None]
-        losses = self._losses(predicted.masked_fill(padded, 0), truth.masked_fill(padded, 0)).masked_fill(~mask, 0)
+        losses = self.elementwise(predicted.masked_fill(padded, 0), truth.masked_fill(padded, 0)).masked_fill(~mask, 0)
         loss = global_mean(losses.sum(), mask.sum(dtype=dtype), self.group)
         return {"grounding_loss": loss} if output_dict else loss
 
-    def _losses(self, predicted: Tensor, truth: Tensor) -> Tensor:
-        """[B, M]."""
+    def elementwise(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """The loss of each box by itself: [..., 4], [..., 4] -> [...]."""
         if self.kind == "mse":
             return (predicted - truth).square().mean(-1)
         distance = (predicted - truth).abs().mean(-1)

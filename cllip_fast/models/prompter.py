@@ -144,14 +144,24 @@ class Prompter(nn.Module):
         first, second = corners.unflatten(-1, (2, 2)).unbind(-2)
         return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1)
 
+    def attention(self, memory: ImageMemory, prompts: Tensor) -> Tensor:
+        """What each prompt token looks at, to be shown: [B, K, n, W] to shares [B, K, n, n+T] that sum to 1.
+
+        The first n are those of the prompt's own tokens, the others those of the image's, a class token before patches.
+        """
+        q, k, _ = self.qkv(self.norm_1(prompts)).chunk(3, dim=-1)
+        return self._shares(q, k, memory)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, memory: ImageMemory) -> Tensor:
         """What the prompts' tokens gather, each from its own prompt and the image: [B, K, n, W]."""
-        length, tokens = q.shape[2], memory.keys.shape[1]
+        own, image = self._shares(q, k, memory).split((q.shape[2], memory.keys.shape[1]), dim=-1)
+        return own @ v + (image.flatten(1, 2) @ memory.values).unflatten(1, q.shape[1:3])
+
+    def _shares(self, q: Tensor, k: Tensor, memory: ImageMemory) -> Tensor:
+        """The softmax of the prompts' scores with their own tokens and the image's: [B, K, n, n+T]."""
         q = q * q.shape[-1] ** -0.5
         to_image = (q.flatten(1, 2) @ memory.keys.transpose(1, 2)).unflatten(1, q.shape[1:3])
-        shares = torch.cat([q @ k.transpose(-1, -2), to_image], dim=-1).softmax(-1)  # [B, K, n, n+T]
-        own, image = shares.split((length, tokens), dim=-1)
-        return own @ v + (image.flatten(1, 2) @ memory.values).unflatten(1, q.shape[1:3])
+        return torch.cat([q @ k.transpose(-1, -2), to_image], dim=-1).softmax(-1)
 
     def _image_rows(self, k: Tensor, v: Tensor, memory: ImageMemory) -> Tensor:
         """The image's tokens after an attention that also sees the prompt: [B, K, T, W].

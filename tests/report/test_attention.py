@@ -1,0 +1,66 @@
+"""The Prompter's attention, as it is shown, against its layer written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cllip_fast.models import CllipModel, create_model
+from cllip_fast.report.attention import Look, look_at_boxes, look_for_texts
+
+SIZES = {"embed_dim": 16, "vision_width": 32, "vision_depth": 1, "text_width": 32, "text_depth": 1}
+BOXES = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.4], [0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+
+
+def small(pool: str, class_token: bool) -> CllipModel:
+    model = create_model(
+        "tiny", image_size=32, vocab_size=64, text_length=8, prompter_pool=pool, class_token=class_token, **SIZES
+    )
+    model.prompter.qkv.weight.data *= 4  # shares that differ
+    return model.double().eval()
+
+
+def dense(model: CllipModel, tokens: Tensor, prompt: Tensor) -> Tensor:
+    """Rows of the prompt's tokens [n, n+T] of the whole layer's attention over [prompt, image]."""
+    prompter = model.prompter
+    if prompter.positions is not None:
+        tokens = tokens + prompter.positions
+    x = torch.cat([prompt, tokens])
+    q, k, _ = prompter.qkv(prompter.norm_1(x)).chunk(3, dim=-1)
+    return (q @ k.T / math.sqrt(x.shape[1])).softmax(-1)[: len(prompt)]
+
+
+@pytest.mark.parametrize("pool", ["all", "prompt"])
+@pytest.mark.parametrize("class_token", [False, True])
+@pytest.mark.parametrize("kind", ["box", "text"])
+@torch.no_grad()
+def test_attention_is_the_layers(pool: str, class_token: bool, kind: str) -> None:
+    model = small(pool, class_token)
+    tokens, texts = torch.randn(2, 16 + class_token, 32).double(), torch.randn(3, 16).double()
+    prompter = model.prompter
+    asked = BOXES if kind == "box" else texts
+    prompts = (prompter.box_prompts if kind == "box" else prompter.text_prompts)(asked.expand(2, -1, -1))
+    length = 2 if kind == "box" else 1
+    shares = prompter.attention(prompter.remember(tokens), prompts)
+    assert shares.shape == (2, 3, length, length + 16 + class_token)
+    torch.testing.assert_close(shares.sum(-1), torch.ones(2, 3, length).double())
+    assert shares.std() > 0.01
+    for i in range(2):
+        looks = (look_at_boxes if kind == "box" else look_for_texts)(model, tokens[i : i + 1], asked)
+        for k, look in enumerate(looks):
+            expected = dense(model, tokens[i], prompts[i, k])
+            torch.testing.assert_close(shares[i, k], expected)
+            mean = expected.mean(0).float()
+            torch.testing.assert_close(look.patches, mean[-16:].view(4, 4))
+            assert look.own == pytest.approx(float(mean[:length].sum()), abs=1e-6)
+
+
+def test_the_share_inside_a_box() -> None:
+    look = Look(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) / 20, own=0.5)
+    assert look.inside(torch.tensor([0.0, 0.0, 1.0, 1.0])) == pytest.approx(1)
+    assert look.inside(torch.tensor([0.5, 0.0, 1.0, 0.6])) == pytest.approx(0.2)
+    assert look.inside(torch.tensor([0.0, 0.6, 1.0, 1.0])) == pytest.approx(0.7)
+    assert look.inside(torch.tensor([0.3, 0.3, 0.4, 0.4])) == 0
