@@ -10,8 +10,8 @@ READY   = $(VENV)/.ready
 train: $(READY)            ## train a small model on generated scenes and show what it learned
 	$(BIN)/torchrun --standalone train/main.py
 
-test: $(READY)             ## the whole test suite
-	$(BIN)/python -m pytest tests -q -n 2 --dist loadfile
+test: $(READY)             ## the tests; SLOW=1: also those that are marked slow
+	CLLIP_SLOW=$(SLOW) $(BIN)/python -m pytest tests -q -n 2 --dist loadfile
 
 setup: $(READY)            ## only the environment
 

@@ -17,7 +17,7 @@ import torch
 from cllip_fast.models import CllipModel
 from cllip_fast.models.blocks import Block
 from cllip_fast.plan import Settings, find_device, predict_memory, predict_time
-from cllip_fast.plan.loss import FEATURE, is_kept, loss_cost
+from cllip_fast.plan.loss import is_kept, loss_cost
 
 DEVICE = find_device("h200")
 LOSSES = ("clip", "region", "grounding")
@@ -25,7 +25,7 @@ MICRO_BATCH = 256  # images at a time, at most; more are accumulated
 FP32, BF16 = 4, 2
 
 
-def clip_loss_bytes(rows: int, width: int, world_size: int, element: int = FEATURE, *, gathers: int = 1) -> float:
+def clip_loss_bytes(rows: int, width: int, world_size: int, element: int, *, gathers: int = 1) -> float:
     """Bytes that a rank receives, and sends, for one `ClipLoss(gather_with_grad=True)`: texts, gradients, statistics.
 
     Args:
@@ -94,7 +94,7 @@ def row(name: str, global_batch: int, gpus: int) -> list[str]:
     replicated = run.parameters().trained * 4 * FP32  # weights, gradients, two moments
     sharded = memory.peak - memory.lines.get("DDP buckets", 0) - round(replicated * (1 - 1 / gpus))
     text_seconds = texts / DEVICE.interconnect(gpus)
-    kept = is_kept(rows * run.max_regions, run.config.embed_dim, gpus, FEATURE)
+    kept = is_kept(rows * run.max_regions, run.config.embed_dim, gpus, run.element)
     return [
         f"{global_batch // 2**10}k" if global_batch < 2**20 else f"{global_batch // 2**20}M", f"{gpus}",
         f"{rows} = {run.batch_size}·{run.accum_freq}",

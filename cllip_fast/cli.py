@@ -98,6 +98,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--losses", default=Config.losses, help="as the trainer's (default %(default)s)")
     parser.add_argument("--opt", default=Config.opt, help="optimizer (default %(default)s)")
     parser.add_argument("--region", default=Config.region, help="prompter or roi_align (default %(default)s)")
+    parser.add_argument("--prompter-pool", default=Config.prompter_pool, help="all or prompt; default: the preset's")
     parser.add_argument("--attention", default=Config.attention, help="back end; default: the preset's")
     numbers = {
         "--batch-size": (Config.batch_size, "images on a GPU at a time"),

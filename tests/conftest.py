@@ -1,7 +1,8 @@
-"""Shared by all tests: few threads (ranks and workers share the cores), fixed seeds, why GPU tests skip."""
+"""Shared by all tests: few threads (ranks and workers share the cores), fixed seeds, why gpu and slow tests skip."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {}
     if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="marked gpu, and PyTorch sees no GPU here")
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(skip)
+        reasons["gpu"] = "marked gpu, and PyTorch sees no GPU here"
+    if not os.environ.get("CLLIP_SLOW"):
+        reasons["slow"] = "marked slow: run by `make test SLOW=1`, or with CLLIP_SLOW=1"
+    for item in items:
+        for mark, reason in reasons.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

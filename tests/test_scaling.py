@@ -26,7 +26,7 @@ def counted(rank: int, world_size: int) -> None:
         plan.KEEP_BYTES = 2**28 if gathers == 1 else 0
         with count_traffic() as traffic:
             dense.value_and_gradients(loss, [*own, torch.tensor(20.0)])
-        assert traffic.received == traffic.sent == scaling.clip_loss_bytes(ROWS, WIDTH, world_size, gathers=gathers)
+        assert traffic.received == traffic.sent == scaling.clip_loss_bytes(ROWS, WIDTH, world_size, 4, gathers=gathers)
 
     model = create_model("tiny", image_size=32, vocab_size=32, text_length=8)
     wanted = scaling.fsdp_bytes(model, world_size, 4, {"visual": 1, "text": 2})
@@ -51,7 +51,7 @@ def test_formulas_are_the_counted_bytes(world_size: int) -> None:
 
 
 def test_one_rank_sends_nothing() -> None:
-    assert scaling.clip_loss_bytes(ROWS, WIDTH, 1) == 0
+    assert scaling.clip_loss_bytes(ROWS, WIDTH, 1, 2) == 0
     assert scaling.fsdp_bytes(create_model("tiny"), 1, 2, {"visual": 1, "text": 2}) == (0, 0, 0)
     with count_traffic() as traffic:
         dense.value_and_gradients(ClipLoss(), [*dense.features(ROWS, WIDTH, torch.float32), torch.tensor(20.0)])
@@ -61,9 +61,9 @@ def test_one_rank_sends_nothing() -> None:
 def test_where_text_traffic_stops_hiding() -> None:
     """The document's threshold is where the two times of `plan` cross."""
     for gpus, bandwidth in ((8, scaling.DEVICE.link), (64, 50e9)):
-        rows = scaling.DEVICE.tf32 / bandwidth  # (1 + 1) F / 2 B
-        texts = scaling.clip_loss_bytes(round(rows), 512, gpus) / bandwidth
-        products = 8 * rows * rows * gpus * 512 / scaling.DEVICE.tf32
+        rows = scaling.DEVICE.bf16 / 2 / bandwidth  # (1 + 1) e F / 8 B
+        texts = scaling.clip_loss_bytes(round(rows), 512, gpus, 2) / bandwidth
+        products = 8 * rows * rows * gpus * 512 / scaling.DEVICE.bf16
         assert texts == pytest.approx(products, rel=0.15)
 
 

@@ -55,6 +55,12 @@ class Config:
     pretrained: str = option("", "model", "weights to start from: file or folder of OpenCLIP, Hugging Face or ours")
     image_size: int = option(0, "model", "pixels a side; 0: the preset's")
     region: str = option("prompter", "model", "how a region is read from the image", ("prompter", "roi_align"))
+    prompter_pool: str = option(
+        "",
+        "model",
+        "tokens whose mean is a region: all (the paper's) or the prompt's own; default: the preset's",
+        ("", "all", "prompt"),
+    )
     attention: str = option("", "model", "attention back end; default: the preset's", ("", *BACKENDS))
     norm: str = option("torch", "model", "layer norm back end", NORMS)
     text_packing: bool = option(False, "model", "text towers on the texts' own tokens, without padding")

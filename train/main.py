@@ -56,6 +56,7 @@ def build_model(config: Config, vocab_size: int) -> CllipModel:
         region=config.region,
         attention=config.attention or None,
         norm=config.norm,
+        **({"prompter_pool": config.prompter_pool} if config.prompter_pool else {}),
     )
     set_execution(
         model,

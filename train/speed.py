@@ -34,6 +34,7 @@ class Speed:
             max_regions=config.max_regions,
             losses=config.parts,
             region=config.region,
+            prompter_pool=config.prompter_pool,
         )
         self.flops = useful_flops(run)
         self._frozen_steps = config.freeze_steps

@@ -11,7 +11,7 @@ from cllip_fast.plan.settings import Settings
 from cllip_fast.streaming.plan import AUTO, KEEP_BYTES, rows_in_chunk
 
 FEATURE = 4
-"""Bytes of a feature's number: autocast on a GPU leaves `F.normalize` in fp32, and so are the sums."""
+"""Bytes of a number of a feature and of the sums: autocast leaves `F.normalize` in fp32. Products take casts of them."""
 
 
 def loss_memory(rows: int, width: int, world_size: int, element_size: int) -> int:
@@ -69,17 +69,17 @@ def loss_cost(run: Settings) -> LossCost:
     patches = images * config.patch_grid[0] * config.patch_grid[1] if "patch" in run.parts else 0
     workspace = gathered = products = sent = 0
     for rows in [images] * ("clip" in run.losses) + [texts] * ("region" in run.losses):
-        own = gathered_memory(rows, width, world, FEATURE)
+        own = gathered_memory(rows, width, world, run.element)
         gathered += own
-        workspace += loss_memory(rows, width, world, FEATURE) - own
+        workspace += loss_memory(rows, width, world, run.element) - own
         products += 4 * rows * rows * world * width  # one forward, three backward
-        sent += _sent(rows, width, world)
+        sent += _sent(rows, width, world, run.element)
     if "patch" in run.losses:
         index = 1 if patches // images < 2**8 else 2
-        gathered += gathered_memory(texts, width, world, FEATURE)
+        gathered += gathered_memory(texts, width, world, run.element)
         workspace += images * texts * world * (FEATURE + index) + 3 * FEATURE * min(GPU_TILE, patches * texts * world)
         products += patches * texts * world * width + 2 * images * texts * world * width  # backward: best patches only
-        sent += _sent(texts, width, world)
+        sent += _sent(texts, width, world, run.element)
     if "localization" in run.losses:
         inside = run.max_regions * patches
         workspace += inside * (3 * FEATURE + 1)  # scores, their gradient, a copy; which patches are in the box
@@ -87,10 +87,11 @@ def loss_cost(run: Settings) -> LossCost:
     # Every loss of regions keeps a copy of its texts in which padding is zero; the region loss one of its regions too.
     copies = texts * (2 * ("region" in run.losses) + ("patch" in run.losses) + ("localization" in run.losses))
     numbers = 2 * images + texts * (1 + ("region" in run.losses)) + patches + copies
-    return LossCost(2 * FEATURE * numbers * width, workspace, gathered, products, sent)
+    bytes_each = 2 * (FEATURE + (run.element if run.element < FEATURE else 0))  # and of casts, with their gradients
+    return LossCost(bytes_each * numbers * width, workspace, gathered, products, sent)
 
 
-def _sent(rows: int, width: int, world_size: int) -> int:
+def _sent(rows: int, width: int, world_size: int, element: int) -> int:
     """Bytes of a GPU's texts to the others, once or twice, and of the gradients of theirs."""
-    gathers = 1 if is_kept(rows, width, world_size, FEATURE) else 2
-    return (gathers + 1) * FEATURE * (world_size - 1) * rows * width
+    gathers = 1 if is_kept(rows, width, world_size, element) else 2
+    return (gathers + 1) * element * (world_size - 1) * rows * width

@@ -33,6 +33,7 @@ class Settings:
         max_regions: regions of an image.
         losses: of "clip", "region", "grounding", "patch", "localization".
         region: "prompter" or "roi_align".
+        prompter_pool: "all" or "prompt"; "": the preset's.
         attention: back end; "": the preset's.
         grad_checkpointing: "none"; "selective": of each block of both towers and of the Prompter's layer the input and
             the outputs of its products are kept; "blocks": the input alone.
@@ -53,6 +54,7 @@ class Settings:
     max_regions: int = 4
     losses: tuple[str, ...] = tuple(PARTS)
     region: str = "prompter"
+    prompter_pool: str = ""
     attention: str = ""
     grad_checkpointing: str = "none"
     opt: str = "adamw"
@@ -61,6 +63,7 @@ class Settings:
         check_choice("--model", self.model, tuple(PRESETS))
         check_choice("--precision", self.precision, ("fp32", "amp_bf16", "amp_fp16"))
         check_choice("--attention", self.attention, ("", *BACKENDS))
+        check_choice("--prompter-pool", self.prompter_pool, ("", "all", "prompt"))
         check_choice("--grad-checkpointing", self.grad_checkpointing, MODES)
         check_choice("--opt", self.opt, tuple(OPTIMIZERS))
         if not self.losses:
@@ -83,7 +86,7 @@ class Settings:
     def config(self) -> ModelConfig:
         """The model's configuration."""
         values = PRESETS[self.model].to_dict() | {"text_length": self.text_length, "region": self.region}
-        given = {"image_size": self.image_size, "attention": self.attention}
+        given = {"image_size": self.image_size, "attention": self.attention, "prompter_pool": self.prompter_pool}
         return ModelConfig.from_dict(values | {name: value for name, value in given.items() if value})
 
     @property

@@ -74,7 +74,7 @@ def predict_time(run: Settings, device: Device) -> StepTime:
         moved = cost.traffic + WEIGHT_TRAFFIC * weights.get(name, 0)
         towers.append(work(name, run.accum_freq * products, run.accum_freq * moved, peak))
         backward_seconds += towers[-1].seconds / run.accum_freq * cost.backward / products
-    losses = work("losses", loss.products, 2 * loss.features + 2 * loss.gathered, device.tf32)
+    losses = work("losses", loss.products, 2 * loss.features + 2 * loss.gathered, peak)
     optimizer = work("optimizer", 0, OPTIMIZER_TRAFFIC * parameters.trained, peak)
 
     def transfer(name: str, sent: int, behind: str, hidden: float) -> Transfer:
