@@ -18,19 +18,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from cllip_fast.data import Tokenizer, load_tokenizer, read_dataset_info
 from cllip_fast.data.crop import Box, Window, choose_window, map_box
 from cllip_fast.data.decode import Decoder, ImageError
 from cllip_fast.data.folders import TOKENIZER_FILE
-from cllip_fast.data.loader import CLIP_MEAN, CLIP_STD
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.features import unit
 from cllip_fast.evaluate.texts import TextBook
 from cllip_fast.interchange import load_clip
 from cllip_fast.interchange.files import find_weights
+from cllip_fast.interchange.preprocessing import CLIP, Preprocessing, read_preprocessing
 from cllip_fast.models import CllipModel, ModelConfig
 from cllip_fast.train import checkpoint, sharded_checkpoint
 
@@ -52,7 +52,8 @@ def load(
 ) -> TrainedModel:
     """Load a model that `train/main.py` trained, or CLIP weights of OpenCLIP or Hugging Face.
 
-    CLIP is shown the centre of an image, as its authors evaluate it, and reads regions by RoIAlign of its last patch
+    CLIP is shown the centre of an image, as its authors evaluate it, normalised as the configuration beside the weights
+    says, and reads regions by RoIAlign of its last patch
     tokens, for which it was never trained; it cannot ground.
 
     Args:
@@ -84,6 +85,7 @@ def load(
             crop="center",
             text_length=length,
             region_length=length,
+            preprocessing=read_preprocessing(path),
             dtype=dtype,
             batch_size=batch_size,
         )
@@ -120,7 +122,7 @@ class TrainedModel:
     Attributes:
         model: the model itself, for everything else (`model.image_tokens(preprocess(image)[None])`).
         device: where it is.
-        tokenizer, text_length, region_length, crop: how it was trained to see texts and images.
+        tokenizer, text_length, region_length, crop, preprocessing: how it was trained to see texts and images.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class TrainedModel:
         crop: str = "pad",
         text_length: int,
         region_length: int,
+        preprocessing: Preprocessing = CLIP,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ) -> None:
@@ -140,10 +143,11 @@ class TrainedModel:
         self.tokenizer, self.text_length, self.region_length = tokenizer, text_length, region_length
         self.crop, self._side, self._decoder = crop, model.config.image_size, Decoder()
         self._dtype, self._batch_size = dtype, batch_size
-        self._padding = np.array([round(255 * value) for value in CLIP_MEAN], dtype=np.uint8)
+        self.preprocessing = preprocessing
+        self._padding = np.array([round(255 * value) for value in preprocessing.mean], dtype=np.uint8)
         # (pixel / 255 - mean) / std as one multiplication and one addition, like the loader
-        self._scale = torch.tensor([1 / (255 * s) for s in CLIP_STD])[:, None, None]
-        self._shift = torch.tensor([-m / s for m, s in zip(CLIP_MEAN, CLIP_STD, strict=True)])[:, None, None]
+        self._scale = torch.tensor([1 / (255 * s) for s in preprocessing.std])[:, None, None]
+        self._shift = torch.tensor([-m / s for m, s in zip(*preprocessing, strict=True)])[:, None, None]
 
     def preprocess(self, image: Picture) -> Tensor:
         """One image to what the model takes: [3, S, S] float32, cropped or padded and normalised, on the CPU."""
@@ -445,6 +449,8 @@ def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
         if 0 in image.size:
             raise InputError(f"the image has size {image.width}×{image.height}, expected at least one pixel")
         return _to_png(image), image.size
+    except UnidentifiedImageError as error:  # its message names the buffer
+        raise InputError(f"{_name(image)} cannot be read: it is no image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNGs
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{_name(image)} cannot be read: {reason}") from error

@@ -1,4 +1,4 @@
-"""The real OpenCLIP, of the installed package: its losses alone, or its trainer; neither needs torchvision."""
+"""The real OpenCLIP, of the installed package: single files of it, or its trainer; neither needs torchvision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 _TORCHVISION = ("torchvision", "torchvision.ops.misc", "torchvision.transforms", "torchvision.transforms.functional")
 
@@ -17,10 +17,17 @@ _TORCHVISION = ("torchvision", "torchvision.ops.misc", "torchvision.transforms",
 @functools.cache
 def openclip_losses() -> ModuleType:
     """The module `open_clip.loss`, with ClipLoss, SigLipLoss, CoCaLoss, DistillClipLoss."""
-    path = importlib.metadata.distribution("open_clip_torch").locate_file("open_clip/loss.py")
-    spec = importlib.util.spec_from_file_location("openclip_peer_loss", path)
+    return openclip_file("open_clip/loss.py")
+
+
+@functools.cache
+def openclip_file(name: str, absent: tuple[str, ...] = ()) -> ModuleType:
+    """The module in one file, such as "open_clip/loss.py"; imports from the modules `absent` do nothing."""
+    path = importlib.metadata.distribution("open_clip_torch").locate_file(name)
+    spec = importlib.util.spec_from_file_location(f"openclip_peer_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with patch.dict(sys.modules, {other: MagicMock() for other in absent}):
+        spec.loader.exec_module(module)
     return module
 
 

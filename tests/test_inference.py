@@ -200,7 +200,7 @@ def test_a_run_is_its_newest_checkpoint(tmp_path: Path) -> None:
 
 BAD_USES: dict[str, tuple[Callable[[TrainedModel, Image.Image], object], str]] = {
     "missing file": (lambda m, i: m.encode_image("nowhere.jpg"), "image nowhere.jpg cannot be read: No such file"),
-    "no image": (lambda m, i: m.encode_image(__file__), r"test_inference.py cannot be read: cannot identify"),
+    "no image": (lambda m, i: m.encode_image(__file__), r"test_inference.py cannot be read: it is no image"),
     "float array": (lambda m, i: m.encode_image(np.zeros((4, 4, 3))), r"float64 \[4, 4, 3\], expected uint8"),
     "channels first": (lambda m, i: m.preprocess(np.zeros((3, 8, 8), np.uint8)), r"uint8 \[3, 8, 8\], expected"),
     "a tensor": (lambda m, i: m.preprocess(torch.zeros(3, 8, 8)), "the image is of type Tensor"),

@@ -52,7 +52,9 @@ def read(
     else:
         if instances is None:
             raise InputError(f"{refs} refers to annotations: name its instances.json with --instances")
-        samples = _samples_of_refs(refs, check_entries(f"{refs}: entry", value, _REF), instances, split, skipped)
+        samples = _samples_of_refs(
+            refs, check_entries(f"{refs}: entry", value, _REF), instances, images, split, skipped
+        )
     return Source("refcoco", _with_captions(samples, texts), images, skipped=skipped)
 
 
@@ -74,9 +76,14 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _samples_of_refs(
-    path: Path, refs: list[dict[str, Any]], instances: Path, split: str | None, skipped: Counter[str]
+    path: Path,
+    refs: list[dict[str, Any]],
+    instances: Path,
+    folder: Path,
+    split: str | None,
+    skipped: Counter[str],
 ) -> Iterator[tuple[int, Sample]]:
-    known = read_instances(instances)
+    known = read_instances(instances, folder)
     annotations = check_entries(f"{instances}: annotations", known["annotations"], {"id": int})
     boxes = {entry["id"]: entry for entry in annotations}
     images = {image["id"]: image for image in known["images"]}

@@ -46,7 +46,8 @@ def choose_window(crop: str, width: int, height: int, size: int, *, seed: int, e
 
     Args:
         crop: "pad": the whole image, its long side resized to `size`, centred (CLOC, arXiv 2410.02746, appendix);
-            "center": the largest centred square; "random": a random rectangle of `RANDOM_AREA` and `RANDOM_RATIO`.
+            "center": what resizing the short side to `size` and cutting out the centre leaves, as OpenCLIP evaluates,
+            to the next whole pixel; "random": a random rectangle of `RANDOM_AREA` and `RANDOM_RATIO`.
         seed, epoch, key: decide the random rectangle.
     """
     if crop == "pad":
@@ -55,9 +56,8 @@ def choose_window(crop: str, width: int, height: int, size: int, *, seed: int, e
         left, top = (size - inner_width) // 2, (size - inner_height) // 2
         return Window((0, 0, width, height), (left, top, left + inner_width, top + inner_height))
     if crop == "center":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return Window((left, top, left + side, top + side), (0, 0, size, size))
+        (left, right), (top, bottom) = (_centre(length, min(width, height), size) for length in (width, height))
+        return Window((left, top, right, bottom), (0, 0, size, size))
     rng = sample_rng(seed, epoch, key, "window")
     ratio = math.exp(rng.uniform(math.log(RANDOM_RATIO[0]), math.log(RANDOM_RATIO[1])))
     area = rng.uniform(*RANDOM_AREA) * width * height
@@ -68,6 +68,14 @@ def choose_window(crop: str, width: int, height: int, size: int, *, seed: int, e
     step = reduction(window_width, window_height, size, size)
     left, top, right, bottom = (edge - edge % step for edge in (left, top, left + window_width, top + window_height))
     return Window((left, top, right, bottom), (0, 0, size, size))
+
+
+def _centre(length: int, short: int, size: int) -> tuple[int, int]:
+    """First and last pixel (excluded) of one side of an image that the centre shows; torchvision rounds as here."""
+    resized = size * length // short
+    start = round((resized - size) / 2)
+    # Halves go up at both ends: the window of an image one pixel wide must not become empty.
+    return int(start * length / resized + 0.5), int((start + size) * length / resized + 0.5)
 
 
 def reduction(width: int, height: int, target_width: int, target_height: int) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from cllip_fast.data import Loader, create_loader, expand_shards, read_dataset_info
+from cllip_fast.data.folders import DatasetInfo
 from cllip_fast.data.record import RecordError
 from cllip_fast.data.shards import ShardReader
 from cllip_fast.errors import InputError
@@ -95,6 +99,8 @@ def _eval(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
         )
         metrics = task.run(model, options, world)
+        if not metrics["images"]:
+            raise InputError(f"--task {options.task}: none of the images can be used, nothing is evaluated")
         if not world.is_main:
             return
         given = {name: getattr(options, name) for name in ("data", "images", "masks", "names", "templates")}
@@ -132,12 +138,12 @@ def _shards(model: TrainedModel, options: argparse.Namespace, world: World) -> M
     if options.names:
         classes, attributes = _read_names(options.names), None
     else:
-        info = read_dataset_info(spec)
+        info = _dataset_info(spec)
         classes, attributes = info.classes, info.attributes
     with model.computing():
         return evaluate(
             model.model,
-            _loader(model, spec, options, world, most_regions(spec)),
+            _loader(model, spec, options, world, most_regions(spec, progress=world.is_main)),
             tokenizer=model.tokenizer,
             classes=classes,
             attributes=attributes,
@@ -161,17 +167,20 @@ def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: 
         train=False,
         workers=options.workers,
         crop=model.crop,
+        mean=model.preprocessing.mean,
+        std=model.preprocessing.std,
         rank=world.rank,
         world_size=world.size,
     )
 
 
-def most_regions(spec: str) -> int:
+def most_regions(spec: str, *, progress: bool = True) -> int:
     """The most regions that an image of the shards has: evaluation leaves none out."""
     from cllip_fast.shard_tools.samples import list_samples, read_record
 
     most = 0
-    for path in expand_shards(spec):
+    shards = expand_shards(spec)
+    for path in tqdm(shards, desc="look through", unit="shard", leave=False, disable=None if progress else True):
         reader = ShardReader([path])
         for sample in list_samples(path)[0]:
             try:
@@ -194,7 +203,7 @@ def _classification(model: TrainedModel, options: argparse.Namespace, world: Wor
         images = from_folders(model, files, group=world.group, batch=options.batch_size)
     else:
         spec = "::".join(options.data)
-        names = _read_names(options.names) if options.names else read_dataset_info(spec).classes
+        names = _read_names(options.names) if options.names else _dataset_info(spec).classes
         images = from_shards(_loader(model, spec, options, world, 0), names)
     return classification(model, images, class_features(model, names, templates), group=world.group)
 
@@ -208,8 +217,18 @@ def _segmentation(model: TrainedModel, options: argparse.Namespace, world: World
 
 
 def _compositional(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:
-    pairs = read_pairs([Path(path) for path in options.data], options.images)
+    from cllip_fast.convert.files import check_folder
+
+    pairs = read_pairs([Path(path) for path in options.data], check_folder("images", options.images))
     return compositional(model, pairs, group=world.group, batch=options.batch_size)
+
+
+def _dataset_info(spec: str) -> DatasetInfo:
+    expand_shards(spec)  # a folder that does not exist is to be called that
+    try:
+        return read_dataset_info(spec)
+    except InputError as error:
+        raise InputError(f"{error}, or class names by --names") from error
 
 
 def _read_names(path: Path) -> list[str]:
@@ -218,6 +237,8 @@ def _read_names(path: Path) -> list[str]:
     names = read_lines(path)
     if not names:
         raise InputError(f"{path} holds no names, expected one a line")
+    if len(set(names)) < len(names):
+        raise InputError(f"{path} holds {Counter(names).most_common(1)[0][0]!r} twice, expected distinct names")
     return names
 
 

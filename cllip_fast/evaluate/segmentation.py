@@ -46,11 +46,12 @@ def segmentation(
         group: the ranks that share the images; all return the same.
 
     Returns:
-        images and skipped, how many; miou, over the classes that occur in a mask or a prediction; pixel_accuracy. A
-        pixel that the model does not look at (crop "center") is a miss of its class.
+        images and skipped, how many (skipped: cannot be read, or not of its mask's size); miou, over the classes that
+        occur in a mask or a prediction; pixel_accuracy. A pixel that the model does not look at (crop "center") is a
+        miss of its class.
 
     Raises:
-        InputError: a mask that cannot be read, has another size than its image, or a number that is no class.
+        InputError: a mask that cannot be read, or has a number that is no class.
     """
     candidates = torch.tensor([number for number in range(len(names)) if number != ignore])
     counts = torch.zeros(len(names), 3, dtype=torch.int64)  # pixels of the class, predicted as it, both

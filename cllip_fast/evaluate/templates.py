@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from cllip_fast.errors import InputError
+from cllip_fast.evaluate.texts import CHUNK
 
 if TYPE_CHECKING:
     from cllip_fast.inference import TrainedModel
@@ -71,6 +74,10 @@ def class_features(model: TrainedModel, names: Sequence[str], templates: Sequenc
     if len(set(names)) != len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise InputError(f"names holds {twice!r} twice, expected distinct classes")
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    features = model.encode_text(texts).unflatten(0, (len(names), len(templates)))
-    return F.normalize(features.mean(1), dim=-1)
+    step = max(1, CHUNK // len(templates))
+    means = []
+    for start in tqdm(range(0, len(names), step), desc="encode classes", leave=False, disable=None):
+        own = names[start : start + step]
+        features = model.encode_text([template.replace("{}", name) for name in own for template in templates])
+        means.append(features.unflatten(0, (len(own), len(templates))).mean(1))
+    return F.normalize(torch.cat(means), dim=-1)

@@ -72,7 +72,10 @@ def load_clip(path: str | Path, name: str = "", *, attention: str | None = None)
     weights = read_weights(path)
     names = [name] if name else fitting_presets(weights)
     if len(names) != 1:
-        seems = f"could be {' or '.join(names)}; name its model" if names else f"fits no preset: {', '.join(PRESETS)}"
+        one_of = (
+            f"could be {' or '.join(names)}, as there is no configuration beside it: name it with --model or model="
+        )
+        seems = one_of if names else f"fits no preset: {', '.join(PRESETS)}"
         raise InputError(f"{weights.source} {seems}")
     check_choice("model", names[0], tuple(PRESETS))
     patches = len(weights.state["visual.positions"]) - 1

@@ -113,7 +113,7 @@ def test_the_help_shows_the_layout(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["convert", "coco", "--help"])
     assert "Crowd boxes are skipped" in " ".join(capsys.readouterr().out.split())
-    assert format_coco.__doc__.startswith("COCO: ")
+    assert format_coco.__doc__.startswith("COCO and LVIS: ")
 
 
 def test_real_coco_files(coco, tmp_path, capsys):
@@ -143,3 +143,54 @@ def test_real_coco_files(coco, tmp_path, capsys):
     assert sum(len(batch) for batch in batches) == val
     assert loader.skipped == {}
     assert {phrase for batch in batches for row in batch.phrases for phrase in row} <= set(info.classes)
+
+
+LVIS = {
+    "info": {"description": "LVIS v1"},
+    "licenses": [{"id": 4, "name": "Attribution License", "url": "http://creativecommons.org/licenses/by/2.0/"}],
+    "images": [
+        {
+            "id": number,
+            "coco_url": f"http://images.cocodataset.org/{split}2017/{number:012d}.jpg",
+            "flickr_url": f"http://farm1.staticflickr.com/{number}_z.jpg",
+            "width": 100,
+            "height": 50,
+            "license": 4,
+            "date_captured": "2013-11-15 13:55:22",
+            "not_exhaustive_category_ids": [2],
+            "neg_category_ids": [3, 1],
+        }
+        for number, split in ((397133, "val"), (139, "train"), (5, "train"))
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 397133, "category_id": 1, "bbox": [1.5, 2, 10, 20.25], "area": 200.0,
+         "segmentation": [[1.5, 2, 11.5, 2, 11.5, 22.25]]},
+        {"id": 2, "image_id": 397133, "category_id": 2, "bbox": [0, 0, 100, 50], "area": 5000.0, "segmentation": []},
+        {"id": 3, "image_id": 139, "category_id": 3, "bbox": [5, 5, 9, 9], "area": 81.0, "segmentation": []},
+    ],
+    "categories": [
+        {"id": n, "name": name, "synonyms": [name, "x"], "synset": f"{name}.n.01", "def": "it", "frequency": f,
+         "image_count": 5, "instance_count": 9}
+        for n, name, f in ((1, "bow_(weapon)", "r"), (2, "bow_(decorative_ribbons)", "c"), (3, "aerosol_can", "f"))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_lvis(tmp_path, folders):
+    places = {"val2017": "000000397133.jpg", "train2017": "000000000139.jpg"}
+    names = [f"{folder}/{name}" if folders else name for folder, name in places.items()]
+    images = paint(tmp_path / "images", *names)
+    instances = put(tmp_path / "lvis_v1_val.json", LVIS)
+    summary, records = convert(read(instances, None, images), tmp_path / "out")
+    assert summary.skipped == {"images without a caption": 1}, "an image without boxes has nothing to be captioned by"
+    one, two = records["000000000139"], records["000000397133"]
+    assert regions(one) == [("aerosol can", 5, 5, 14, 14)]
+    assert regions(two) == [("bow (weapon)", 1.5, 2, 11.5, 22.25), ("bow (decorative ribbons)", 0, 0, 100, 50)]
+    assert two["captions"] == ["bow (weapon), bow (decorative ribbons)"]
+    assert two["licence"] == "Attribution License"
+    assert read_dataset_info(tmp_path / "out").classes == ["bow (weapon)", "bow (decorative ribbons)", "aerosol can"]
+
+    captions = {"annotations": [{"image_id": 139, "caption": "a can"}]}
+    _, records = convert(read(instances, put(tmp_path / "c.json", captions), images), tmp_path / "captioned")
+    assert {key: record["captions"] for key, record in records.items()} == {"000000000139": ["a can"]}

@@ -27,7 +27,7 @@ def test_the_documented_commands_parse(tmp_path, monkeypatch, capsys):
     for command in commands:
         assert main(shlex.split(command)[1:]) == 2  # there is no data here; a wrong option would raise SystemExit
         assert "does not exist" in capsys.readouterr().err
-    assert [shlex.split(command)[2] for command in commands] == list(FORMATS)
+    assert list(dict.fromkeys(shlex.split(command)[2] for command in commands)) == list(FORMATS)
 
 
 def test_a_whole_conversion(tmp_path, capsys):

@@ -21,8 +21,13 @@ def test_pad_shows_the_whole_image_in_the_middle():
     assert window("pad", 1, 1000, 64).target == (31, 0, 32, 64), "a thin image keeps one pixel"
 
 
-def test_center_shows_the_largest_square():
-    assert window("center", 640, 481, 64) == Window((79, 0, 560, 481), (0, 0, 64, 64))
+def test_center_shows_what_openclip_shows():
+    # torchvision resizes to 85×64, and cuts from round(10.5) = 10 to 74 of 85
+    assert window("center", 640, 481, 64) == Window((75, 0, 557, 481), (0, 0, 64, 64))
+    assert window("center", 481, 640, 64) == Window((0, 75, 481, 557), (0, 0, 64, 64))
+    assert window("center", 50, 50, 64) == Window((0, 0, 50, 50), (0, 0, 64, 64))
+    assert window("center", 3, 1000, 64) == Window((0, 498, 3, 501), (0, 0, 64, 64))
+    assert window("center", 8, 1, 64) == Window((4, 0, 5, 1), (0, 0, 64, 64)), "never empty"
 
 
 def test_random_windows_lie_in_the_image_and_follow_seed_epoch_and_key():

@@ -5,6 +5,7 @@ import torch
 
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.regions import classify, recognition, region_text_retrieval
+from tests.peak import measurable, peak_bytes
 
 CLASSES = ["red dot", "blue dot", "red bar", "thing"]
 ATTRIBUTES = {
@@ -73,3 +74,14 @@ def test_frequent_wrong_texts_fill_the_list_as_often_as_they_occur() -> None:
 def test_no_regions() -> None:
     metrics = region_text_retrieval(torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
     assert metrics == dict.fromkeys(["r2t_r1", "r2t_r10", "t2r_r1", "t2r_r10"])
+
+
+@pytest.mark.skipif(not measurable(), reason="this system does not report a process's peak memory")
+def test_no_table_of_regions_and_texts_is_kept() -> None:
+    """LVIS's number of classes: the table would be 385 MB, and its masks and ranks as much again; a tile has 17 MB, and
+    about a dozen are there at a time."""
+    regions, classes = torch.randn(80_000, 4), torch.randn(1203, 4)
+    label = torch.randint(1203, (80_000,))
+    classify(regions[:4], classes)
+    assert peak_bytes(lambda: classify(regions, classes)) < 160 << 20
+    assert peak_bytes(lambda: region_text_retrieval(regions, classes, label)) < 320 << 20
