@@ -13,11 +13,12 @@ from torch import Tensor
 from cllip_fast.errors import InputError, check_choice
 from cllip_fast.interchange.files import Weights, read_weights
 from cllip_fast.interchange.keymap import shorten
+from cllip_fast.interchange.preprocessing import CLIP, read_preprocessing
 from cllip_fast.models import PRESETS, CllipModel, ModelConfig, create_model
 from cllip_fast.models.cllip import TOWERS
 
 # What a model may differ in from the one that was saved: names, positions, and what CLIP weights do not touch.
-_FREE = {"name", "image_size", "text_length", "region", "attention", "share_logit_scale"}
+_FREE = {"name", "image_size", "text_length", "region", "attention", "norm", "share_logit_scale"}
 _PROMPTER = {"prompter_pool", "prompter_positions"}
 
 
@@ -31,7 +32,19 @@ def load_pretrained(model: CllipModel, path: str | Path) -> str:
     Raises:
         InputError: as `read_weights`, or the weights are of another model than `model`; says which it seems to be.
     """
-    return _load(model, read_weights(path))
+    weights = read_weights(path)
+    return _load(model, weights) + ("" if weights.own else _otherwise_shown(path))
+
+
+def _otherwise_shown(path: str | Path) -> str:
+    """A warning if the weights were trained on other pixels than the trainer will give them; else nothing."""
+    try:
+        mean, std = shown = read_preprocessing(path)
+    except InputError as error:
+        return f"; WARNING: {error}"
+    if shown == CLIP:
+        return ""
+    return f"; WARNING: they know pixels of mean {mean} and std {std}, and are given CLIP's"
 
 
 def _load(model: CllipModel, weights: Weights) -> str:

@@ -11,7 +11,7 @@ from cllip_fast.plan.settings import Settings
 from cllip_fast.streaming.plan import AUTO, KEEP_BYTES, rows_in_chunk
 
 FEATURE = 4
-"""Bytes of a number of a feature and of the sums: autocast leaves `F.normalize` in fp32. Products take casts of them."""
+"""Bytes of a number of a feature and of the sums: autocast leaves `F.normalize` in fp32, and products take casts."""
 
 
 def loss_memory(rows: int, width: int, world_size: int, element_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,16 @@ def test_what_is_exported_comes_back(file: str, tmp_path: Path) -> None:
     load_pretrained(second, tmp_path / file)
     for name, x in second.state_dict().items():
         assert torch.equal(x, first.state_dict()[name]) is name.startswith(TOWERS), name
+
+
+def test_weights_of_other_pixels_are_announced(tmp_path: Path) -> None:
+    """The trainer normalises by CLIP's mean: who starts from weights that know another one is told."""
+    model = small_model(region="roi_align")
+    export(model, tmp_path, "openclip", end_id=EOT)
+    assert "WARNING" not in load_pretrained(model, tmp_path)
+    config = tmp_path / "open_clip_config.json"
+    values = json.loads(config.read_text()) | {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    config.write_text(json.dumps(values))
+    assert "WARNING: they know pixels of mean (0.5, 0.5, 0.5)" in load_pretrained(model, tmp_path)
+    config.write_text(json.dumps(values | {"preprocess_cfg": {"resize_mode": "squash"}}))
+    assert "WARNING: " in load_pretrained(model, tmp_path)
