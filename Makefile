@@ -20,6 +20,7 @@ bench: $(READY)            ## the benchmarks, against the peers that are install
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json .benchmarks/losses.json -q
 	$(BIN)/python -m benchmarks.report .benchmarks/losses.json
 	$(BIN)/python -m benchmarks.step_report .benchmarks/losses.json
+	$(BIN)/python -m benchmarks.data_report .benchmarks/losses.json
 
 study: $(READY)            ## which losses pay, 3 seeds of each: hours on a CPU (make study SHORT=1: minutes; STEPS=400)
 	$(BIN)/python train/study.py $(if $(SHORT),--short) $(if $(STEPS),--steps $(STEPS))

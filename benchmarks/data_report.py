@@ -7,12 +7,10 @@ Input: what `pytest benchmarks/test_data.py --benchmark-json` wrote.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, cell, table
+from benchmarks.report import cell, table
+from benchmarks.report_file import main, origin
 
 GOALS = {"500×375": 1.3, "1600×1200": 3.0}  # images/s of the faster decoder, over OpenCLIP's pipeline
 STAGES = ("read", "decode", "crop and resize", "normalise", "tokenise", "other")
@@ -48,11 +46,8 @@ def build(raw: dict[str, Any]) -> dict[str, Any]:
             stages.append(
                 {"size": size, "loader": "OpenCLIP's pipeline", "psnr": None, **info["stages_ms"]["openclip"]}
             )
-    commit = raw["commit_info"]
     return {
-        "date": raw["datetime"][:10],
-        "commit": str(commit.get("id"))[:12] + (" with changes" if commit.get("dirty") else ""),
-        **raw["machine_info"]["cllip_fast"],
+        **origin(raw),
         "rates": rates,
         "stages": stages,
     }
@@ -97,18 +92,5 @@ def stage_cells(row: dict[str, Any]) -> list[str]:
     return [row["size"], row["loader"], *(cell(each, 2) for each in times), cell(sum(times), 2), psnr]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Tables of the data benchmarks.")
-    parser.add_argument("measured", type=Path, help="file that `pytest --benchmark-json` wrote")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
-    args = parser.parse_args()
-    report = build(json.loads(args.measured.read_text()))
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"data_cpu_{report['date']}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    path.with_suffix(".md").write_text(markdown(report))
-    print(f"wrote {path}.md and .json")
-
-
 if __name__ == "__main__":
-    main()
+    main("Tables of the data benchmarks.", "data", build, markdown)

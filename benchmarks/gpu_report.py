@@ -37,7 +37,8 @@ from torch import Tensor
 
 from benchmarks.gpu_forms import FORMS, PLAIN, backend, inputs_on, versions
 from benchmarks.peers import COMPILED, OURS, Case, Loss
-from benchmarks.report import PRODUCTS, RESULTS, cell, size_of, table
+from benchmarks.report import PRODUCTS, cell, size_of, table
+from benchmarks.report_file import RESULTS
 from cllip_fast import extras
 from cllip_fast.streaming.small import plain_rows
 

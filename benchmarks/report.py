@@ -8,18 +8,15 @@ out.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.peers import COMPILED
+from benchmarks.report_file import main, origin
 from cllip_fast.streaming.small import plain_rows
 
 SMALL_ROWS = plain_rows("info_nce", "cpu")
-RESULTS = Path(__file__).with_name("results")
 
 
 class Products(NamedTuple):
@@ -141,11 +138,8 @@ def build(raw: dict[str, Any]) -> dict[str, Any]:
     squares = [each for each in measured if each["extra_info"]["loss"] == "matmul"]
     losses = [each for each in measured if each not in squares]
     rate = 2 * squares[0]["extra_info"]["size"][0] ** 3 / squares[0]["stats"]["median"] if squares else None
-    commit = raw["commit_info"]
     return {
-        "date": raw["datetime"][:10],
-        "commit": str(commit.get("id"))[:12] + (" with changes" if commit.get("dirty") else ""),
-        **raw["machine_info"]["cllip_fast"],
+        **origin(raw),
         "matmul_size": squares[0]["extra_info"]["size"][0] if squares else None,
         "matmul_gflops": rate and rate / 1e9,
         "comparisons": comparisons(losses),
@@ -242,18 +236,5 @@ def cell(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Tables from a run of the benchmarks.")
-    parser.add_argument("measured", type=Path, help="file that `pytest --benchmark-json` wrote")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
-    args = parser.parse_args()
-    report = build(json.loads(args.measured.read_text()))
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"losses_cpu_{report['date']}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    path.with_suffix(".md").write_text(markdown(report))
-    print(f"wrote {path}.md and .json")
-
-
 if __name__ == "__main__":
-    main()
+    main("Tables from a run of the benchmarks.", "losses", build, markdown)

@@ -5,12 +5,10 @@ python -m benchmarks.step_report .benchmarks/train_step.json    # -> benchmarks/
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, cell, reached, table
+from benchmarks.report import cell, reached, table
+from benchmarks.report_file import main, origin
 
 # (model, losses) -> bounds on columns of a row; OpenCLIP's step / ours.
 GOALS: dict[tuple[str, str], dict[str, float]] = {
@@ -45,11 +43,8 @@ def build(raw: dict[str, Any]) -> dict[str, Any]:
             all(reached(row[name], name, bound) for name, bound in row["goal"].items()) if row["goal"] else None
         )
         rows.append(row)
-    commit = raw["commit_info"]
     return {
-        "date": raw["datetime"][:10],
-        "commit": str(commit.get("id"))[:12] + (" with changes" if commit.get("dirty") else ""),
-        **raw["machine_info"]["cllip_fast"],
+        **origin(raw),
         "steps": rows,
     }
 
@@ -101,18 +96,5 @@ def shares_of(parts: dict[str, float]) -> list[str]:
     return [f"{cell(parts[name])} ({parts[name] / step:.0%})" if name in parts else "–" for name in PARTS]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Tables of the training step's benchmark.")
-    parser.add_argument("measured", type=Path, help="file that `pytest --benchmark-json` wrote")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the report")
-    args = parser.parse_args()
-    report = build(json.loads(args.measured.read_text()))
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"train_step_cpu_{report['date']}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    path.with_suffix(".md").write_text(markdown(report))
-    print(f"wrote {path}.md and .json")
-
-
 if __name__ == "__main__":
-    main()
+    main("Tables of the training step's benchmark.", "train_step", build, markdown)
