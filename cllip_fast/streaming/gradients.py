@@ -15,7 +15,7 @@ from cllip_fast.streaming.walk import Walk
 class TextGradients:
     """Collects d_texts [n, D] of this rank from the chunks that all ranks contribute to.
 
-    Each chunk is reduce-scattered to its owners while the next one is computed.
+    Each chunk is reduce-scattered to its owners while the next one is computed, and kept in the type it travelled in.
 
     Args:
         exchange: the group.
@@ -23,7 +23,7 @@ class TextGradients:
         width: D.
         like: gives device and type (the accumulation type).
         wanted: False: nothing is computed or sent; `chunk` gives a tensor with 0 elements.
-        wire: type that chunks are rounded to and travel in; None: that of `like`.
+        wire: type that chunks are rounded to, travel in and are kept in; None: that of `like`.
     """
 
     def __init__(
@@ -36,29 +36,38 @@ class TextGradients:
         wire: torch.dtype | None = None,
     ) -> None:
         self._exchange, self._wanted, self._wire = exchange, wanted, wire
-        self._own = like.new_zeros((max(counts), width) if wanted else 0)
-        self._chunk = self._own
+        self._own = like.new_zeros((max(counts), width) if wanted else 0, dtype=wire)
+        self._chunk = like.new_empty((0, width) if wanted else 0)
+        self._alone = exchange.world_size == 1
+        self._in_place = self._alone and wire in (None, like.dtype)
         self._in_flight: tuple[slice, Pending] | None = None
 
     def chunk(self, span: slice) -> Tensor:
         """[W·k, D] zeros to add the gradient of rows `span` of every rank to."""
-        if self._wanted and self._exchange.world_size == 1:
+        if not self._wanted:
+            return self._chunk
+        rows = self._exchange.world_size * (span.stop - span.start)
+        if self._in_place:
             return self._own[span]
-        if self._wanted:
-            rows = self._exchange.world_size * (span.stop - span.start)
-            self._chunk = self._own.new_zeros((rows, self._own.shape[1]))
+        if self._alone and rows <= self._chunk.shape[0]:  # it was copied at once: the same room again
+            self._chunk = self._chunk[:rows].zero_()
+        else:
+            self._chunk = self._chunk.new_zeros((rows, self._own.shape[1]))
         return self._chunk
 
     def send(self, span: slice) -> None:
         """Send the chunk just computed; waits for the one before, so that at most two are held."""
-        if not self._wanted or self._exchange.world_size == 1:
+        if not self._wanted or self._in_place:
+            return
+        if self._alone:
+            self._own[span] = self._chunk
             return
         self._finish()
         chunk = self._chunk.view(self._exchange.world_size, -1, self._own.shape[1])
         self._in_flight = span, self._exchange.reduce_scatter(chunk, self._wire)
 
     def collect(self, rows: int) -> Tensor:
-        """[rows, D]: the gradient of this rank's texts, complete."""
+        """[rows, D] in the type of `wire`: the gradient of this rank's texts, complete."""
         self._finish()
         return self._own[:rows]
 
@@ -67,6 +76,27 @@ class TextGradients:
             span, pending = self._in_flight
             self._own[span] = pending.wait()
             self._in_flight = None
+
+
+CAST_ELEMENTS = 2**22
+"""Numbers that `cast_in_place` converts at a time."""
+
+
+def cast_in_place(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` (contiguous) in `dtype`, in the beginning of their own memory, which is all that a large tensor takes.
+
+    `values` are overwritten, unless they are few, or `dtype` is no smaller type: these are converted as usual. The
+    result's memory stays as large as that of `values` was.
+    """
+    if dtype.itemsize >= values.dtype.itemsize or values.numel() <= CAST_ELEMENTS:
+        return values.to(dtype)
+    source = values.view(-1)
+    result = source.view(dtype)[: source.numel()]
+    for start in range(0, source.numel(), CAST_ELEMENTS):
+        piece = slice(start, start + CAST_ELEMENTS)
+        # Through a copy: the first pieces lie on themselves. What else a piece covers was converted before.
+        result[piece] = source[piece].to(dtype)
+    return result.view(values.shape)
 
 
 def upstream(gradient: Tensor, walk: Walk, local: bool) -> Tensor:
@@ -102,7 +132,7 @@ def softmax_backward(
     gather_grad: bool,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """d_rows [n, D], d_texts [n, D] in the accumulation type, d_scale []; those not needed have 0 elements.
+    """d_rows [n, D] in the accumulation type, d_texts [n, D] in theirs, d_scale []; those not needed have 0 elements.
 
     Args:
         walk: the call's blocks; D is the width of `texts`, its scale's first number is the logit scale.

@@ -14,7 +14,7 @@ from torch import Tensor
 from cllip_fast.exchange import Exchange
 from cllip_fast.kernels.products import accumulation_dtype
 from cllip_fast.streaming.backends import kernels
-from cllip_fast.streaming.gradients import row_and_column_weights, softmax_backward, upstream
+from cllip_fast.streaming.gradients import cast_in_place, row_and_column_weights, softmax_backward, upstream
 from cllip_fast.streaming.once import differentiable_once
 from cllip_fast.streaming.plan import gathered_buffer
 from cllip_fast.streaming.precision import plain_precision
@@ -187,7 +187,7 @@ def _backward(
             gather_grad=gather_grad,
             needs=(need_rows, need_texts, need_scale),
         )
-        return d_rows.to(rows.dtype), d_texts.to(texts.dtype), d_scale.to(scale.dtype)
+        return cast_in_place(d_rows, rows.dtype), d_texts, d_scale.to(scale.dtype)
 
 
 @_backward.register_fake

@@ -232,7 +232,9 @@ def _backward(
         column_lse = column_lse.masked_fill(column_lse == NO_PAIR, 0)
 
         d_patches = PatchGradients(patches, pooled, need_patches, valid.numel() if alone else None)
-        d_texts = TextGradients(exchange, walk.counts, texts.shape[2], pooled, need_texts, texts.dtype)
+        d_texts = TextGradients(
+            exchange, walk.counts, texts.shape[2], pooled, need_texts, None if alone else texts.dtype
+        )
         d_scale = pooled.new_zeros(())
         factor = a * exchange.all_sum(gradient)
         for chunk in walk.chunks(kept if kept.numel() else None, again=True):

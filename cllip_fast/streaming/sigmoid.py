@@ -16,7 +16,7 @@ from cllip_fast.exchange import ALONE, Exchange
 from cllip_fast.kernels.products import accumulation_dtype, inner
 from cllip_fast.streaming.attach import attach_gradient
 from cllip_fast.streaming.backends import kernels
-from cllip_fast.streaming.gradients import TextGradients
+from cllip_fast.streaming.gradients import TextGradients, cast_in_place
 from cllip_fast.streaming.info_nce import fake_gathered
 from cllip_fast.streaming.once import differentiable_once
 from cllip_fast.streaming.plan import gathered_buffer
@@ -193,8 +193,8 @@ def _backward(
             d_texts.send(span)
         d_scale = inner(d_rows, walk.rows) * weight if need_scale else walk.scale.new_empty(0)
         return (
-            d_rows.mul_(weight * walk.scale).to(rows.dtype) if need_rows else rows.new_empty(0),
-            d_texts.collect(rows.shape[0]).to(texts.dtype, copy=True),
+            cast_in_place(d_rows.mul_(weight * walk.scale), rows.dtype) if need_rows else rows.new_empty(0),
+            d_texts.collect(rows.shape[0]),
             d_scale.to(scale.dtype),
             d_bias.mul_(weight).to(scale.dtype if bias is None else bias.dtype),
         )

@@ -7,6 +7,7 @@ A kernel's leading arguments are two sides and what pairs them, always under the
     start, n          the first and the last row + 1 to work on; m columns; `width` is D
     first, last, shift    row i in first … last has its positive in column i + shift
     *_valid, *_ids, *_texts, row_limits, column_lengths    masks as in `Block`, or None
+    ROWS, COLUMNS, DEPTH, TMA    the tile, how much of D at a time, and whether it is loaded by descriptors
 
 Products accumulate in fp32. fp32 features are multiplied in fp32 ("ieee"), not in TF32.
 """
@@ -25,7 +26,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cllip_fast.errors import InputError
 from cllip_fast.kernels.block import Block, lengths
-from cllip_fast.kernels.products import accumulate as accumulate
 from cllip_fast.kernels.tuning import LARGE, SMALL, CompileCase, capability_of
 
 

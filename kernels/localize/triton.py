@@ -25,8 +25,8 @@ from cllip_fast.kernels.info_nce.triton_tiles import runs
 from cllip_fast.kernels.localize import tiles
 from cllip_fast.kernels.localize.tiles import add_products
 from cllip_fast.kernels.patch_text.tiling import tile_spans
-from cllip_fast.kernels.patch_text.triton_product import Tile, product, rows_contiguous
 from cllip_fast.kernels.products import accumulate, operand
+from cllip_fast.kernels.triton_patches import Tile, product, rows_contiguous
 from cllip_fast.kernels.tuning import LARGE, CompileCase, Table, choose
 
 OWN, OTHERS = "own", "others"

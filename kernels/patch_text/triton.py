@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cllip_fast.kernels.info_nce.triton_tiles import runs
 from cllip_fast.kernels.patch_text import contrast, tiles, triton_backward, triton_contrast, triton_forward
 from cllip_fast.kernels.patch_text.contrast import Pairs, Pulls
 from cllip_fast.kernels.patch_text.tiles import saved_dtype
-from cllip_fast.kernels.patch_text.triton_product import Tile
-from cllip_fast.kernels.tuning import CompileCase
+from cllip_fast.kernels.patch_text.triton_operands import FULL, launch_options
+from cllip_fast.kernels.triton_patches import Tile
+from cllip_fast.kernels.tuning import LARGE, CompileCase, Table
 
 __all__ = ["compile_cases", "forward_block", "pool_backward", "pooled_gradient", "saved_dtype"]
 
@@ -46,7 +48,8 @@ def forward_block(
     into = scale, pairs, pooled, saved, positive
     if not runs(texts):
         return tiles.forward_block(patches, texts, patch_mask, pool, temperature, *into)
-    return triton_forward.forward(patches, texts, patch_mask, pool == "softmax", temperature, *into)
+    with torch.cuda.device_of(texts):  # Triton launches on the current device
+        return triton_forward.forward(patches, texts, patch_mask, pool == "softmax", temperature, *into)
 
 
 def pooled_gradient(pooled: Tensor, pulls: Pulls, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +58,10 @@ def pooled_gradient(pooled: Tensor, pulls: Pulls, factor: Tensor) -> tuple[Tenso
     Raises:
         InputError: the scores are not on a GPU.
     """
-    return (triton_contrast if runs(pooled) else contrast).pooled_gradient(pooled, pulls, factor)
+    if not runs(pooled):
+        return contrast.pooled_gradient(pooled, pulls, factor)
+    with torch.cuda.device_of(pooled):
+        return triton_contrast.pooled_gradient(pooled, pulls, factor)
 
 
 def pool_backward(
@@ -78,10 +84,11 @@ def pool_backward(
     into = gradient, d_patches, d_texts
     if not runs(texts):
         return tiles.pool_backward(patches, texts, patch_mask, pool, temperature, pooled, saved, *into)
-    if pool == "max":
-        triton_backward.max_backward(patches, texts, saved, *into)
-    else:
-        triton_backward.softmax_backward(patches, texts, patch_mask, temperature, pooled, saved, *into)
+    with torch.cuda.device_of(texts):
+        if pool == "max":
+            triton_backward.max_backward(patches, texts, saved, *into)
+        else:
+            triton_backward.softmax_backward(patches, texts, patch_mask, temperature, pooled, saved, *into)
 
 
 # What may be None, with its type.
@@ -90,16 +97,16 @@ MASKS = {"patch_mask": "*i1", "ids": "*i64", "own_ids": "*i64", "own_valid": "*i
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Every configuration for one compute capability; kernels with a product without masks, and with every one."""
-    gather = triton_backward.GATHERS[80]
-    for dtype, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        for tile in triton_forward.TILES[capability][size]:
+    gather = triton_backward.GATHERS.row(capability, LARGE, triton_backward.ROWS)
+    for dtype in ("bf16", "fp16", "fp32"):
+        for tile in _tiles(triton_forward.TILES, capability, dtype):
             for softmax in (False, True):
                 kind = "softmax" if softmax else "max"
                 types = {"saved": "*fp32" if softmax else "*u8", "owner": "*i64"}
                 yield from _cases(
                     f"{kind} forward", triton_forward.forward_kernel, dtype, tile, types, {"SOFTMAX": softmax}
                 )
-        for tile in triton_backward.TILES[capability][size]:
+        for tile in _tiles(triton_backward.TILES, capability, dtype):
             yield from _cases(
                 "softmax backward", triton_backward.softmax_gradient, dtype, tile, {"out": f"*{dtype}"}, {}
             )
@@ -132,19 +139,19 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
     )
 
 
+def _tiles(table: Table[Tile], capability: int, dtype: str) -> list[Tile]:
+    """Those of a type, each once."""
+    rows = table.at(capability).items()
+    return list(dict.fromkeys(tile for (_, kind), tile in rows if (kind == FULL) == (dtype == "fp32")))
+
+
 def _cases(
     name: str, kernel: Any, dtype: str, tile: Tile, types: dict[str, str], constants: dict[str, Any]
 ) -> Iterator[CompileCase]:
     """Of a kernel with a product, at a P that is not divisible by 16."""
     masks = {mask: kind for mask, kind in MASKS.items() if mask in kernel.arg_names}
-    constants = {
-        **constants,
-        "BLOCK_T": tile.texts,
-        "BLOCK_P": tile.patches,
-        "BLOCK_D": tile.width,
-        "EVEN_D": True,
-        "TMA": tile.tma,
-    }
+    options = launch_options(tile, tile.width, tile.tma)
+    constants = constants | {each: options.pop(each) for each in kernel.arg_names if each in options}
     types = types | {"patches": f"*{dtype}", "texts": f"*{dtype}"}
     floats = ("scale", "pooled", "saved", "positive", "row_partials", "column_partials", "gradient")
     for masked in (False, True):
@@ -168,6 +175,5 @@ def _cases(
             divisible_by_16=tuple(
                 each for each in (*divisible, "columns", "width") if not signature[each].startswith("tensordesc")
             ),
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **options,
         )

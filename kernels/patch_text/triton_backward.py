@@ -23,36 +23,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cllip_fast.kernels.info_nce.triton_tiles import accumulate, of_device
 from cllip_fast.kernels.patch_text.tiling import tile_spans
-from cllip_fast.kernels.patch_text.triton_product import (
-    Table,
-    Tile,
+from cllip_fast.kernels.patch_text.triton_operands import (
+    FULL,
+    HALF,
+    KINDS,
+    UNALIGNED,
     described_product,
+    kind_of,
+    launch_options,
     operands,
-    product,
-    rows_contiguous,
 )
+from cllip_fast.kernels.products import accumulate
+from cllip_fast.kernels.triton_patches import Tile, product, rows_contiguous
+from cllip_fast.kernels.tuning import LARGE, Table, choose
 
-TILES: Table = {
-    0: {
-        2: (Tile(16, 32, 16, 4, 2, tma=True), Tile(32, 16, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
-        4: (Tile(16, 32, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
+TILES = Table(
+    "patch_text softmax gradient",
+    {(0, LARGE, kind): Tile(16, 32, 16, 4, 2, tma=True) for kind in KINDS}
+    | {
+        (0, LARGE, HALF[-1]): Tile(32, 16, 16, 4, 2, tma=True),
+        (0, LARGE, UNALIGNED): Tile(16, 16, 16, 4, 2),
+        (80, LARGE, HALF[0]): Tile(128, 128, 32, 8, 4),
+        (80, LARGE, HALF[1]): Tile(128, 128, 32, 8, 4),
+        (80, LARGE, HALF[2]): Tile(128, 64, 32, 4, 4),
+        (80, LARGE, UNALIGNED): Tile(128, 64, 32, 4, 4),
+        (90, LARGE, HALF[0]): Tile(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, HALF[1]): Tile(128, 128, 64, 8, 3, tma=True),
+        (90, LARGE, HALF[2]): Tile(128, 64, 64, 4, 4, tma=True),
+        (90, LARGE, UNALIGNED): Tile(128, 64, 64, 4, 4),
+        (100, LARGE, HALF[0]): Tile(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, HALF[1]): Tile(128, 128, 64, 8, 3, tma=True),
+        (100, LARGE, HALF[2]): Tile(128, 64, 64, 4, 4, tma=True),
+        (100, LARGE, UNALIGNED): Tile(128, 64, 64, 4, 4),
+    }
+    | {(capability, LARGE, FULL): Tile(64, 64, 32, 4, 2) for capability in (80, 90, 100)},
+    {
+        (80, HALF[0]): (Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4)),
+        (80, HALF[1]): (Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4)),
+        (90, HALF[0]): (Tile(128, 64, 64, 4, 4, tma=True), Tile(128, 128, 64, 4, 3, tma=True)),
+        (90, HALF[1]): (Tile(128, 64, 64, 4, 4, tma=True), Tile(128, 128, 64, 4, 3, tma=True)),
     },
-    80: {
-        2: (Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4)),
-        4: (Tile(64, 64, 32, 4, 2),),
-    },
-    90: {
-        2: (Tile(128, 128, 64, 8, 3, tma=True), Tile(128, 64, 64, 4, 4, tma=True), Tile(128, 64, 64, 4, 4)),
-        4: (Tile(64, 64, 32, 4, 2),),
-    },
-    100: {
-        2: (Tile(128, 128, 64, 8, 3, tma=True), Tile(128, 64, 64, 4, 4, tma=True), Tile(128, 64, 64, 4, 4)),
-        4: (Tile(64, 64, 32, 4, 2),),
-    },
-}
-"""Of `score_gradients`. Not tuned on a device, as are those of the forward."""
+)
+"""Of `softmax_gradient`. Not tuned on a device, as are those of the forward."""
 
 
 class Gather(NamedTuple):
@@ -63,8 +76,14 @@ class Gather(NamedTuple):
     num_warps: int
 
 
-GATHERS = {0: Gather(4, 32, 1), 80: Gather(8, 256, 2)}
-"""Capability -> configuration. 8 × 256 half-precision numbers are 4 KiB in flight, for each of many programs."""
+ROWS = "rows"
+GATHERS = Table(
+    "patch_text sum_rows",
+    {(0, LARGE, ROWS): Gather(4, 32, 1)}
+    | {(capability, LARGE, ROWS): Gather(8, 256, 2) for capability in (80, 90, 100)},
+    {(80, ROWS): (Gather(4, 256, 1), Gather(16, 256, 4), Gather(8, 512, 4), Gather(8, 128, 1))},
+)
+"""Of `sum_rows`. 8 × 256 half-precision numbers are 4 KiB in flight, for each of many programs."""
 
 
 @triton.jit
@@ -182,20 +201,30 @@ def max_backward(
 def launch_sum_rows(table: Tensor, rows: Tensor, weights: Tensor, first: Tensor, out: Tensor) -> None:
     """Add weighted sums of rows of `table` [R, D] to `out` [K, D]; lists as in `sum_rows`, flat or of any shape."""
     table = rows_contiguous(table, table.dtype)
-    (targets, width), gather = out.shape, of_device(GATHERS, out.device)
-    sum_rows[(targets * triton.cdiv(width, gather.width),)](
-        table,
-        rows,
-        weights,
-        first,
-        out,
-        width,
-        table.stride(0),
-        out.stride(0),
-        ENTRIES=gather.entries,
-        BLOCK_D=gather.width,
-        num_warps=gather.num_warps,
-    )
+    targets, width = out.shape
+
+    def programs(gather: Gather) -> int:
+        return targets * triton.cdiv(width, gather.width)
+
+    def launch(gather: Gather, out: Tensor) -> None:
+        sum_rows[(programs(gather),)](
+            table,
+            rows,
+            weights,
+            first,
+            out,
+            width,
+            table.stride(0),
+            out.stride(0),
+            ENTRIES=gather.entries,
+            BLOCK_D=gather.width,
+            num_warps=gather.num_warps,
+        )
+
+    def timed(gather: Gather) -> None:
+        launch(gather, torch.empty_like(out))  # nothing may be added to `out` itself
+
+    launch(choose(GATHERS, ROWS, out.device, programs, timed), out)
 
 
 def softmax_backward(
@@ -234,33 +263,33 @@ def score_gradients(
     """E as [B·P, t], in the type of `texts`, which is that of `patches`; arguments as `tiles.pool_backward`'s."""
     (images, count, width), columns = patches.shape, texts.shape[0]
     patches, texts = rows_contiguous(patches, texts.dtype), rows_contiguous(texts, texts.dtype)
-    tile, features = operands(TILES, patches, texts)
     # Aligned rows, for the stores and for the products.
     out = texts.new_empty((images * count, triton.cdiv(columns, 16) * 16))[:, :columns]
-    mask = None if patch_mask is None else patch_mask.contiguous()
-    softmax_gradient[(images * triton.cdiv(count, tile.patches) * triton.cdiv(columns, tile.texts),)](
-        *features,
-        mask,
-        pooled,
-        saved,
-        gradient,
-        out,
-        count,
-        columns,
-        width,
-        *patches.stride()[:2],
-        texts.stride(0),
-        pooled.stride(0),
-        saved.stride(0),
-        gradient.stride(0),
-        out.stride(0),
-        1 / temperature,
-        BLOCK_T=tile.texts,
-        BLOCK_P=tile.patches,
-        BLOCK_D=tile.width,
-        EVEN_D=width % tile.width == 0,
-        TMA=tile.tma,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+    arguments = {
+        "patch_mask": None if patch_mask is None else patch_mask.contiguous(),
+        "pooled": pooled,
+        "saved": saved,
+        "gradient": gradient,
+        "out": out,
+        "count": count,
+        "columns": columns,
+        "width": width,
+        "image_stride": patches.stride(0),
+        "patch_stride": patches.stride(1),
+        "text_stride": texts.stride(0),
+        "pooled_stride": pooled.stride(0),
+        "saved_stride": saved.stride(0),
+        "gradient_stride": gradient.stride(0),
+        "out_stride": out.stride(0),
+        "inverse_temperature": 1 / temperature,
+    }
+
+    def programs(tile: Tile) -> int:
+        return images * triton.cdiv(count, tile.patches) * triton.cdiv(columns, tile.texts)
+
+    def launch(tile: Tile) -> None:
+        tma, features = operands(tile, patches, texts)
+        softmax_gradient[(programs(tile),)](*features, **arguments, **launch_options(tile, width, tma))
+
+    launch(choose(TILES, kind_of(patches, texts), texts.device, programs, launch))
     return out

@@ -23,47 +23,55 @@ import triton.language as tl
 from torch import Tensor
 
 from cllip_fast.kernels.info_nce.triton_forward import FLOOR, MERGED, merge
-from cllip_fast.kernels.info_nce.triton_tiles import largest, processors
+from cllip_fast.kernels.info_nce.triton_tiles import largest
 from cllip_fast.kernels.patch_text.contrast import Pairs
 from cllip_fast.kernels.patch_text.exclusions import conflicts
-from cllip_fast.kernels.patch_text.triton_product import (
-    Table,
-    Tile,
+from cllip_fast.kernels.patch_text.triton_operands import (
+    FULL,
+    HALF,
+    KINDS,
+    UNALIGNED,
     described_product,
+    kind_of,
+    launch_options,
     operands,
-    product,
-    rows_contiguous,
 )
+from cllip_fast.kernels.triton_patches import Tile, product, rows_contiguous
+from cllip_fast.kernels.tuning import LARGE, Table, choose, processors
 
-TILES: Table = {
-    0: {
-        2: (Tile(16, 32, 16, 4, 2, tma=True), Tile(32, 16, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
-        4: (Tile(16, 32, 16, 4, 2, tma=True), Tile(16, 16, 16, 4, 2)),
+TILES = Table(
+    "patch_text forward",
+    {(0, LARGE, kind): Tile(16, 32, 16, 4, 2, tma=True) for kind in KINDS}
+    | {
+        (0, LARGE, HALF[-1]): Tile(32, 16, 16, 4, 2, tma=True),
+        (0, LARGE, UNALIGNED): Tile(16, 16, 16, 4, 2),
+        (80, LARGE, HALF[0]): Tile(128, 128, 32, 8, 4),
+        (80, LARGE, HALF[1]): Tile(128, 128, 32, 8, 4),
+        (80, LARGE, HALF[2]): Tile(128, 64, 32, 4, 4),
+        (80, LARGE, UNALIGNED): Tile(128, 64, 32, 4, 4),
+        (80, LARGE, FULL): Tile(64, 64, 32, 4, 2),
+        (90, LARGE, HALF[0]): Tile(128, 256, 64, 8, 4, tma=True),
+        (90, LARGE, HALF[1]): Tile(128, 128, 64, 4, 3, tma=True),
+        (90, LARGE, HALF[2]): Tile(128, 64, 64, 4, 4, tma=True),
+        (90, LARGE, UNALIGNED): Tile(128, 64, 64, 4, 4),
+        (90, LARGE, FULL): Tile(64, 64, 16, 8, 2),
+        (100, LARGE, HALF[0]): Tile(128, 128, 64, 8, 4, tma=True),
+        (100, LARGE, HALF[1]): Tile(128, 128, 64, 8, 4, tma=True),
+        (100, LARGE, HALF[2]): Tile(64, 64, 64, 4, 4, tma=True),
+        (100, LARGE, UNALIGNED): Tile(64, 64, 64, 4, 4),
+        (100, LARGE, FULL): Tile(64, 64, 16, 4, 2),
     },
-    80: {
-        2: (Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4)),
-        4: (Tile(64, 64, 32, 4, 2),),
+    {
+        (80, HALF[0]): (Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4)),
+        (80, HALF[1]): (Tile(128, 64, 32, 4, 4), Tile(64, 128, 32, 4, 4)),
+        (90, HALF[0]): (Tile(128, 128, 64, 4, 3, tma=True), Tile(128, 64, 64, 4, 4, tma=True)),
+        (90, HALF[1]): (Tile(128, 128, 64, 8, 4, tma=True), Tile(128, 64, 64, 4, 4, tma=True)),
+        (100, HALF[0]): (Tile(128, 64, 64, 4, 4, tma=True), Tile(64, 64, 64, 4, 4, tma=True)),
+        (100, HALF[1]): (Tile(128, 64, 64, 4, 4, tma=True), Tile(64, 64, 64, 4, 4, tma=True)),
     },
-    90: {
-        2: (
-            Tile(128, 256, 64, 8, 4, tma=True),
-            Tile(128, 128, 64, 4, 3, tma=True),
-            Tile(128, 64, 64, 4, 4, tma=True),
-            Tile(128, 64, 64, 4, 4),
-        ),
-        4: (Tile(64, 64, 16, 8, 2),),
-    },
-    100: {
-        2: (
-            Tile(128, 128, 64, 8, 4, tma=True),
-            Tile(64, 64, 64, 4, 4, tma=True),
-            Tile(64, 64, 64, 4, 4),
-        ),
-        4: (Tile(64, 64, 16, 4, 2),),
-    },
-}
+)
 """Not tuned on a device: what the compiler fits into registers and shared memory without spills. In the interpreter
-every loop goes round several times.
+every loop goes round several times. There is no small class: only a few images with few texts would idle a device.
 """
 
 WAVES = 16
@@ -227,50 +235,56 @@ def forward(
     (images, count, width), columns = patches.shape, texts.shape[0]
     row_max, row_total = scale.new_zeros((2, images)).unbind()
     column_max, column_total = scale.new_zeros((2, columns)).unbind()
-    if images and columns:
-        patches, texts = rows_contiguous(patches, texts.dtype), rows_contiguous(texts, texts.dtype)
-        tile, features = operands(TILES, patches, texts)
+    if not images or not columns:
+        return row_max + row_total.log(), column_max + column_total.log()
+    patches, texts = rows_contiguous(patches, texts.dtype), rows_contiguous(texts, texts.dtype)
+    by_ids = pairs.own_ids is not None
+    arguments = {
+        "patch_mask": None if patch_mask is None else patch_mask.contiguous(),
+        "scale": scale,
+        "owner": pairs.owner,
+        "ids": pairs.ids if by_ids else None,
+        "own_ids": pairs.own_ids.contiguous() if by_ids else None,
+        "own_valid": pairs.own_valid.contiguous() if by_ids else None,
+        "excluded": conflicts(pairs.own_valid, texts, None, None, pairs.own_texts, pairs.threshold),
+        "pooled": pooled,
+        "saved": saved,
+        "positive": positive,
+        "images": images,
+        "count": count,
+        "columns": columns,
+        "width": width,
+        "own_texts": pairs.own_valid.shape[1],
+        "image_stride": patches.stride(0),
+        "patch_stride": patches.stride(1),
+        "text_stride": texts.stride(0),
+        "pooled_stride": pooled.stride(0),
+        "saved_stride": saved.stride(0),
+        "inverse_temperature": 1 / temperature,
+        "SOFTMAX": softmax,
+    }
+
+    def launch(tile: Tile) -> tuple[Tensor, Tensor]:
+        """[2, text tiles, B] and [2, image groups, t]: the partial sums."""
         tiles = triton.cdiv(columns, tile.texts)
         images_per_program = max(1, images * tiles // (WAVES * processors(texts.device)))
         groups = triton.cdiv(images, images_per_program)
-        row_partials, column_partials = scale.new_empty((2, tiles, images)), scale.new_empty((2, groups, columns))
-        by_ids = pairs.own_ids is not None
+        partials = scale.new_empty((2, tiles, images)), scale.new_empty((2, groups, columns))
+        tma, features = operands(tile, patches, texts)
         forward_kernel[(groups * tiles,)](
             *features,
-            None if patch_mask is None else patch_mask.contiguous(),
-            scale,
-            pairs.owner,
-            pairs.ids if by_ids else None,
-            pairs.own_ids.contiguous() if by_ids else None,
-            pairs.own_valid.contiguous() if by_ids else None,
-            conflicts(pairs.own_valid, texts, None, None, pairs.own_texts, pairs.threshold),
-            pooled,
-            saved,
-            positive,
-            row_partials,
-            column_partials,
-            images,
-            images_per_program,
-            count,
-            columns,
-            width,
-            pairs.own_valid.shape[1],
-            *patches.stride()[:2],
-            texts.stride(0),
-            pooled.stride(0),
-            saved.stride(0),
-            1 / temperature,
-            SOFTMAX=softmax,
-            BLOCK_T=tile.texts,
-            BLOCK_P=tile.patches,
-            BLOCK_D=tile.width,
-            EVEN_D=width % tile.width == 0,
-            TMA=tile.tma,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            row_partials=partials[0],
+            column_partials=partials[1],
+            images_per_program=images_per_program,
+            **arguments,
+            **launch_options(tile, width, tma),
         )
-        merge[(triton.cdiv(images, MERGED["SIZE"]),)](row_partials, row_max, row_total, tiles, images, **MERGED)
-        merge[(triton.cdiv(columns, MERGED["SIZE"]),)](
-            column_partials, column_max, column_total, groups, columns, **MERGED
-        )
+        return partials
+
+    def programs(tile: Tile) -> int:
+        return images * triton.cdiv(columns, tile.texts)
+
+    rows, lines = launch(choose(TILES, kind_of(patches, texts), texts.device, programs, launch))
+    merge[(triton.cdiv(images, MERGED["SIZE"]),)](rows, row_max, row_total, rows.shape[1], images, **MERGED)
+    merge[(triton.cdiv(columns, MERGED["SIZE"]),)](lines, column_max, column_total, lines.shape[1], columns, **MERGED)
     return row_max + row_total.log(), column_max + column_total.log()

@@ -81,8 +81,9 @@ def cases(operation: str, capability: int, pattern: str = "") -> Iterator[Compil
 
 
 def is_default(name: str) -> bool:
-    """Whether a case is in the short selection, which has every configuration once: bf16, D = 512."""
-    return not re.search(r"\b(fp16|fp32)\b", name) and not re.search(r"\bD(?!512\b)\d+", name)
+    """Whether a case is in the short selection: bf16, D = 512, every configuration with all masks it is for."""
+    fewer_masks = r"padded filtered$|^patch_text (max|softmax) (?!.*masked$)"
+    return not re.search(rf"\b(fp16|fp32)\b|\bD(?!512\b)\d+|{fewer_masks}", name)
 
 
 def compiled(case: CompileCase, backend: str, architecture: int | str) -> Any:
@@ -247,7 +248,7 @@ def document(rows: Sequence[Built], date: str) -> str:
     parts = [
         f"""# Triton kernels, compiled ahead of time, {date}
 
-`python -m tests.kernels.ahead_of_time --write docs/kernels_budget.md --date {date}`;
+`python -m tests.kernels.ahead_of_time{" --amd" if amd else ""} --write docs/kernels_budget.md --date {date}`;
 triton {triton.__version__}, torch {torch.__version__.split("+")[0]}. No GPU is used: this says what the compiler made,
 not how fast it runs. {len(rows)} compilations, {broken} of them break the budget:
 

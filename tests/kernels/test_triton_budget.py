@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_configuration_keeps_its_budget(operation: str) -> None:
-    """In bf16 and at D = 512."""
+    """In bf16, at D = 512, with all masks."""
     if operation not in operations():
         pytest.skip(f"{operation} has no Triton kernels")
     check([operation], short=True)
@@ -117,6 +117,11 @@ def built_breakers() -> dict[str, tuple[str, ...]]:
         ("info_nce forward fp16 D512", False),
         ("info_nce forward bf16 D64", False),
         ("info_nce backward fp32 D512", False),
+        ("info_nce forward bf16 padded ids filtered", True),
+        ("info_nce forward bf16 padded filtered", False),
+        ("patch_text max forward bf16 128x64x32 masked", True),
+        ("patch_text max forward bf16 128x64x32", False),
+        ("patch_text sum_rows bf16", True),
     ],
 )
 def test_the_short_selection(name: str, chosen: bool) -> None:

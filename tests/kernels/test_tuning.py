@@ -124,9 +124,13 @@ def test_the_tables_are_whole() -> None:
     pytest.importorskip("triton")
     from cllip_fast.kernels.info_nce import triton_backward, triton_forward
     from cllip_fast.kernels.localize import triton as localize
+    from cllip_fast.kernels.patch_text import triton_backward as pool_backward
+    from cllip_fast.kernels.patch_text import triton_forward as pool_forward
     from cllip_fast.kernels.sigmoid import triton as sigmoid
 
-    for module in (triton_forward, triton_backward, localize, sigmoid):
-        kinds = {kind for _, _, kind in module.TUNING.rows}
+    tables = [module.TUNING for module in (triton_forward, triton_backward, localize, sigmoid)]
+    for table in (*tables, pool_forward.TILES, pool_backward.TILES, pool_backward.GATHERS):
+        kinds = {kind for _, _, kind in table.rows}
+        assert {kind for _, kind in table.candidates} <= kinds
         for capability in (0, 80, 90, 100):
-            assert {kind for size, kind in module.TUNING.at(capability) if size == LARGE} == kinds
+            assert {kind for size, kind in table.at(capability) if size == LARGE} == kinds
