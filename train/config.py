@@ -107,7 +107,7 @@ class Config:
     eval_frequency: int = option(0, "run", "steps between evaluations; 0: only at the end")
     log_every_n_steps: int = option(20, "run", "steps between log lines")
     report_to: str = option("", "run", f"beside the JSONL log: some of {','.join(REPORTS)}")
-    profile: str = option("", "run", "START:COUNT: a trace of so many steps, from that one on, for chrome://tracing")
+    profile: str = option("", "run", "START:COUNT: a trace of so many steps, from that one on, for Perfetto")
     max_skipped: int = option(
         20, "run", "steps in a row with a loss or gradient that is not finite that end the run; fewer are skipped"
     )

@@ -56,9 +56,12 @@ def window(crop: str, width: int, height: int, side: int, rng: random.Random) ->
         x, y = (side - w) // 2, (side - h) // 2
         return (0, 0, width, height), (x, y, x + w, y + h)
     if crop == "center":
-        short = min(width, height)
-        x, y = (width - short) // 2, (height - short) // 2
-        return (x, y, x + short, y + short), (0, 0, side, side)
+        edges = []
+        for length in (width, height):
+            resized = side * length // min(width, height)
+            first = round((resized - side) / 2)
+            edges.append([math.floor(end * length / resized + 0.5) for end in (first, first + side)])
+        return (edges[0][0], edges[1][0], edges[0][1], edges[1][1]), (0, 0, side, side)
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     area = rng.uniform(0.5, 1.0) * width * height
     w, h = min(round(math.sqrt(area * ratio)), width), min(round(math.sqrt(area / ratio)), height)

@@ -86,7 +86,9 @@ def test_an_epoch_that_changes_hands_shows_each_sample_once():
         while not ended:
             ranks, batch_size, accum_freq = rng.choice(RANKS), rng.randint(1, 6), rng.choice([1, 1, 2])
             orders = [
-                TrainingOrder(mixture, batch_size, trial, data="d", accum_freq=accum_freq, rank=r, world_size=ranks)
+                TrainingOrder(
+                    mixture, batch_size, trial, data="d", tokenizer="t", accum_freq=accum_freq, rank=r, world_size=ranks
+                )
                 for r in range(ranks)
             ]
             if state is not None:
