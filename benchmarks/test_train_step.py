@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conftest import Peers
 from benchmarks.peers import shrunk
-from cllip_fast.data import Batch, create_loader
+from cllip_fast.data import Batch, create_loader, train_bpe
 from cllip_fast.interchange import load_pretrained
 from cllip_fast.losses import CllipLoss
 from cllip_fast.models import CllipModel, create_model
@@ -171,7 +171,7 @@ def data_seconds(folder: Path, count: int, size: int) -> float:
     pictures = [encoded(photo(500, 375, seed)) for seed in range(4)]
     write_shard(folder, [(f"p{i}", pictures[i % 4], record(500, 375, regions=regions)) for i in range(count)])
     loader = create_loader(
-        folder, tokenizer=lambda texts, length: torch.ones(len(texts), length, dtype=torch.int64), batch_size=count,
+        folder, tokenizer=train_bpe(["a part"], 260), batch_size=count,
         image_size=size, text_length=LENGTH, region_length=REGION_LENGTH, max_regions=REGIONS, train=True,
     )  # fmt: skip
     stream, times = loader.forever(), []
