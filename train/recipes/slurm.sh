@@ -8,7 +8,8 @@
 # What comes after the script's name goes to train/main.py. --logs-dir must lie on a file system that all nodes see.
 # A worker that dies is restarted with all others, up to MAX_RESTARTS times; --resume auto goes on from the newest
 # whole checkpoint, and starts afresh where there is none. Two minutes before the time limit Slurm sends SIGTERM: the run
-# saves and ends, and submitting the same line again goes on.
+# saves and ends, and submitting the same line again goes on. torchrun waits 110 of the 120 seconds for that; its own default
+# is 30.
 #
 #SBATCH --job-name=cllip
 #SBATCH --ntasks-per-node=1
@@ -41,4 +42,5 @@ exec srun --kill-on-bad-exit=1 torchrun \
     --rdzv-endpoint "$first:${RDZV_PORT:-29500}" \
     --rdzv-id "$SLURM_JOB_ID" \
     --max-restarts "${MAX_RESTARTS:-3}" \
+    --shutdown-timeout 110 \
     train/main.py "$@" --resume auto
