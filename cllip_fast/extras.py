@@ -20,7 +20,11 @@ _EXTRAS = {
     ),
     "flash-attn-4": ("flash_attn.cute", "flash-attn-4", "pip install flash-attn-4; it needs a Hopper or Blackwell GPU"),
     "xformers": ("xformers.ops", "xformers", "pip install 'cllip-fast[xformers]'"),
-    "apex": ("apex.optimizers", "apex", "build NVIDIA Apex from its repository; the 'apex' that pip finds is another project"),
+    "apex": (
+        "apex.optimizers",
+        "apex",
+        "build NVIDIA Apex from its repository; the 'apex' that pip finds is another project",
+    ),
     "open-clip": ("open_clip", "open_clip_torch", "pip install 'cllip-fast[open-clip]'"),
     "simplejpeg": ("simplejpeg", "simplejpeg", "pip install 'cllip-fast[simplejpeg]'"),
     "pyarrow": ("pyarrow", "pyarrow", "pip install 'cllip-fast[parquet]'"),
