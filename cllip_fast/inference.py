@@ -25,6 +25,7 @@ from cllip_fast.data import Tokenizer, load_tokenizer, read_dataset_info
 from cllip_fast.data.crop import Box, Window, choose_window, map_box
 from cllip_fast.data.decode import Decoder, ImageError
 from cllip_fast.data.folders import TOKENIZER_FILE
+from cllip_fast.data.normalise import Normalise
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.features import unit
 from cllip_fast.evaluate.texts import TextBook
@@ -144,10 +145,7 @@ class TrainedModel:
         self.crop, self._side, self._decoder = crop, model.config.image_size, Decoder()
         self._dtype, self._batch_size = dtype, batch_size
         self.preprocessing = preprocessing
-        self._padding = np.array([round(255 * value) for value in preprocessing.mean], dtype=np.uint8)
-        # (pixel / 255 - mean) / std as one multiplication and one addition, like the loader
-        self._scale = torch.tensor([1 / (255 * s) for s in preprocessing.std])[:, None, None]
-        self._shift = torch.tensor([-m / s for m, s in zip(*preprocessing, strict=True)])[:, None, None]
+        self._normalise = Normalise(*preprocessing)
 
     def preprocess(self, image: Picture) -> Tensor:
         """One image to what the model takes: [3, S, S] float32, cropped or padded and normalised, on the CPU."""
@@ -246,13 +244,12 @@ class TrainedModel:
     def _see(self, image: Picture) -> _Seen:
         data, size = read_picture(image)
         window = choose_window(self.crop, *size, self._side, seed=0, epoch=0, key="")
-        square = np.empty((self._side, self._side, 3), dtype=np.uint8)
+        squares = np.empty((1, self._side, self._side, 3), dtype=np.uint8)
         try:
-            self._decoder.fill(data, size, window, self._padding, square)
+            self._decoder.fill(data, size, window, self._normalise.padding, squares[0])
         except ImageError as error:
             raise InputError(f"{_name(image)} cannot be used: {error}") from error
-        pixels = torch.from_numpy(square).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        return _Seen(pixels.mul_(self._scale).add_(self._shift), window, size)
+        return _Seen(self._normalise(squares)[0], window, size)
 
     def _encode(self, images: Sequence[Picture]) -> Iterator[tuple[Tensor, list[_Seen]]]:
         """Image tokens [b, T, W] and what was seen, `batch_size` images at a time."""

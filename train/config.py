@@ -13,9 +13,9 @@ from cllip_fast.errors import InputError, check_choice
 from cllip_fast.models.attention import BACKENDS
 from cllip_fast.models.checkpointing import MODES
 from cllip_fast.models.norm import NORMS
+from cllip_fast.plan.settings import OPTIMIZERS
 from cllip_fast.train.precision import PRECISIONS, check_precision
 
-OPTIMIZERS = ("adamw", "apex-adam", "apex-lamb", "muon")
 LOSSES = ("clip", "region", "grounding", "patch", "localization")
 REPORTS = ("tensorboard", "wandb")
 
@@ -85,7 +85,7 @@ class Config:
     accum_freq: int = option(
         1, "optimization", "micro-batches per step: the gradient of one large batch in the memory of a small one"
     )
-    opt: str = option("adamw", "optimization", "muon: for the blocks' matrices, AdamW for the rest", OPTIMIZERS)
+    opt: str = option("adamw", "optimization", "muon: for the blocks' matrices, AdamW for the rest", tuple(OPTIMIZERS))
     lr: float = option(2e-3, "optimization", "peak learning rate")
     warmup: int = option(50, "optimization", "steps of linear warm-up; cosine to zero follows")
     wd: float = option(0.1, "optimization", "weight decay, not on biases, norms, tables and logit scales")

@@ -15,6 +15,7 @@ from cllip_fast.data.crop import sample_rng
 from cllip_fast.data.decode import Decoder, ImageError
 from cllip_fast.data.faults import Fault
 from cllip_fast.data.index import SampleIndex
+from cllip_fast.data.normalise import Normalise
 from cllip_fast.data.order import BatchPlan
 from cllip_fast.data.record import RecordError, parse_record
 from cllip_fast.data.shards import ShardError, ShardReader
@@ -101,6 +102,7 @@ class Assembler(Dataset):
         index: the samples.
         image_size: S, side of the squares.
         decoder: of the images.
+        normalise: squares of bytes to images.
     """
 
     def __init__(
@@ -118,10 +120,7 @@ class Assembler(Dataset):
         self.index, self._reader = index, ShardReader(index.shards)
         self._tokenizer, self._text_length, self._region_length = tokenizer, text_length, region_length
         self._viewer, self.decoder, self.image_size = viewer, decoder, viewer.image_size
-        self._padding = np.array([round(255 * value) for value in mean], dtype=np.uint8)
-        # (pixel / 255 - mean) / std as one multiplication and one addition
-        self._scale = torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1)
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
+        self.normalise = Normalise(mean, std)
 
     def __getitem__(self, plan: BatchPlan) -> Assembled:
         samples, squares, broken, faults = self.gather(plan, self.place)
@@ -150,15 +149,9 @@ class Assembler(Dataset):
 
     def place(self, source: Source, square: np.ndarray) -> None:
         """Decode an image into its square: the plain loader's `Placer`."""
-        self.decoder.fill(source.data, source.size, source.view.window, self._padding, square)
+        self.decoder.fill(source.data, source.size, source.view.window, self.normalise.padding, square)
         if source.view.mirrored:
             square[...] = square[:, ::-1].copy()
-
-    def normalise(self, squares: np.ndarray) -> Tensor:
-        """uint8 [n, S, S, 3] as float32 [n, 3, S, S]."""
-        # Moving the channels while they are bytes takes half the time of moving them as floats.
-        images = torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2))).to(torch.float32)
-        return images.mul_(self._scale).add_(self._shift)
 
     def collate(self, samples: list[Sample], images: Tensor) -> Batch:
         """The batch of n samples with their `images`; texts are tokenised here."""
