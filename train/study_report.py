@@ -28,7 +28,7 @@ from cllip_fast.train.variants import (
     VARIANTS,
 )
 
-CEILING = 99.5  # percent from which a metric can no longer tell variants apart
+CEILING = 97.0  # percent from which a metric hardly tells variants apart
 STUCK = 50.0  # percent of grounding below which its plateau has hardly been left
 
 Records = Mapping[str, Sequence[dict]]  # variant -> results.json of each seed so far
@@ -85,6 +85,7 @@ class Study:
                 "the median, on scenes of difficulty `hard` (`cllip_fast/data/scene.py`).",
                 "",
                 *limits(values, self.records, self.seeds),
+                *full(self.records),
                 *resolution(runs[0]["results"]),
             ],
             "## The paper's orderings": [
@@ -184,13 +185,23 @@ def limits(values: Values, records: Records, seeds: int) -> list[str]:
             f"* Predicted boxes: {max(boxes):.1f} % at best with IoU ≥ 0.5. These runs end about where grounding "
             "leaves its plateau; what it does beyond is not shown."
         )
-    full = [
-        f"{name_of(metric)} of *{VARIANTS[name].title}*"
-        for name, metrics in values.items()
-        for metric in TABLE
-        if metric in metrics and statistics.mean(metrics[metric]) >= CEILING
-    ]
-    return [*lines, f"* At {CEILING} % or more, where differences no longer show: {', '.join(full) or 'nothing'}."]
+    return lines
+
+
+def full(records: Records) -> list[str]:
+    """One line a split: the metrics with little room left, and for how many variants that is so."""
+    lines = []
+    for split in next(iter(records.values()))[0]["results"]:
+        values = values_of(records, split)
+        counts = {
+            metric: sum(statistics.mean(ends.get(metric, [0.0])) >= CEILING for ends in values.values())
+            for metric in TABLE
+        }
+        names = [f"{name_of(metric)} ({count} of {len(values)} variants)" for metric, count in counts.items() if count]
+        lines.append(
+            f"* At {CEILING:g} % or more on `{split}`, where differences hardly show: {', '.join(names) or 'nothing'}."
+        )
+    return lines
 
 
 def orderings(values: Values) -> list[str]:

@@ -74,8 +74,10 @@ PAIRS = (
 )
 PROMPTER = "Prompter more than 10 points above RoIAlign"
 CLAIMS = (
-    Claim(PROMPTER, "no_grounding", "all_roi_align", "t2r_r10", 10, "+42.9 (65.9 / 23.0)"),
     Claim(PROMPTER, "region", "roi_align", "t2r_r10", 10, "+42.9 (65.9 / 23.0)"),
+    Claim(PROMPTER, "no_grounding", "all_roi_align", "t2r_r10", 10, "+42.9 (65.9 / 23.0)"),
+    # R@10 of these two has little room left on scenes.
+    Claim(PROMPTER, "no_grounding", "all_roi_align", "t2r_r1", 10, "–"),
     Claim("region losses cost image → text at most a point", "cloc", "clip", "i2t_r1", -1, "+2.9 (69.2 / 66.3)"),
     Claim("region losses cost text → image at most a point", "cloc", "clip", "t2i_r1", -1, "+4.2 (49.3 / 45.1)"),
     Claim("the conflict filter helps", "filter", "all", "region_average", 0, "+1.0"),

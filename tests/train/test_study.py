@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cllip_fast import extras
-from cllip_fast.train.study_report import Study, curves_of, final_table, limits, plateau, values_of
+from cllip_fast.train.study_report import Study, curves_of, final_table, full, limits, plateau, values_of
 from cllip_fast.train.variants import CLAIMS, GROUPS, PAIRS, SHORT, VARIANTS
 
 STUDY = Path(__file__).parents[2] / "train" / "study.py"
@@ -68,11 +68,14 @@ def test_a_partial_table_says_how_many_seeds(tmp_path: Path) -> None:
 
 
 def test_one_seed_and_ceilings_are_admitted(tmp_path: Path) -> None:
-    made = study(tmp_path, 1, all=[0.999])
+    made = study(tmp_path, 1, clip=[0.5], all=[0.98])
     said = "\n".join(limits(values_of(made.records, "val"), made.records, made.seeds))
     assert "One seed" in said
-    assert "pointing of *everything*" in said
     assert "grounding leaves" not in said
+    (line,) = full(made.records)
+    assert "`val`" in line
+    assert "pointing (1 of 2 variants)" in line
+    assert "nothing" in full({"clip": [record(0.9)]})[0]
 
 
 def test_the_plateau_is_measured_against_everything(tmp_path: Path) -> None:
@@ -93,8 +96,8 @@ def test_the_page_holds_verdicts_and_links_its_pictures(tmp_path: Path) -> None:
     made.write(page)
     text = page.read_text()
     verdicts = [line for line in text.splitlines() if line.startswith("| Prompter more than 10 points")]
-    assert verdicts[0].endswith("| +40.0 ± 1.0 | **holds** |")
-    assert verdicts[1].endswith("| – | not run |")
+    assert verdicts[0].endswith("| – | not run |")
+    assert verdicts[1].endswith("| +40.0 ± 1.0 | **holds** |")
     for kind in ("curves", "final"):
         assert f"({page.stem}_{kind}.png)" in text
         assert (tmp_path / f"{page.stem}_{kind}.png").stat().st_size > 0
