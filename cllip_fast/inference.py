@@ -1,15 +1,16 @@
 """A trained model in other people's code: images, texts and pixel boxes in; unit features, boxes and maps out.
 
 Images go through the decoder, crop and normalisation of the trainer's evaluation, so that the numbers are those which
-the run's metrics were computed from. Boxes are always xyxy in pixels of the image as it is stored: what the crop does
-to them, and undoing it, happens here.
+the run's metrics were computed from. Boxes are always xyxy in pixels of the image as it is looked at: what the crop
+does to them, and undoing it, happens here.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from cllip_fast.data import Tokenizer, load_tokenizer, read_dataset_info
@@ -26,7 +27,7 @@ from cllip_fast.data.crop import Box, Window, choose_window, map_box
 from cllip_fast.data.decode import Decoder, ImageError
 from cllip_fast.data.folders import TOKENIZER_FILE
 from cllip_fast.data.normalise import Normalise
-from cllip_fast.errors import InputError
+from cllip_fast.errors import InputError, check_tensor
 from cllip_fast.evaluate.features import unit
 from cllip_fast.evaluate.texts import TextBook
 from cllip_fast.interchange import load_clip
@@ -34,11 +35,12 @@ from cllip_fast.interchange.files import find_weights
 from cllip_fast.interchange.preprocessing import CLIP, Preprocessing, read_preprocessing
 from cllip_fast.models import CllipModel, ModelConfig
 from cllip_fast.train import checkpoint, sharded_checkpoint
+from cllip_fast.train.config import Config
 
 Picture = str | Path | Image.Image | np.ndarray
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")
 
 
 def load(
@@ -105,6 +107,7 @@ def load(
         crop="pad" if run["crop"] == "random" else run["crop"],  # as the trainer evaluates
         text_length=run["text_length"],
         region_length=run["region_length"],
+        losses=None if run.get("pretrained") else Config(losses=run["losses"]).parts,  # there may be earlier ones
         dtype=dtype,
         batch_size=batch_size,
     )
@@ -114,16 +117,19 @@ class TrainedModel:
     """A `CllipModel` with its tokenizer and preprocessing, in evaluation mode; made by `load`.
 
     Where a method takes images, each is a path, a Pillow image or a uint8 array [height, width, 3] (or [height, width],
-    grey), and one image may stand for a list of one; one string may stand for a list of texts. An EXIF orientation is
-    ignored, as in training. Results are float32 on `device`, without graph; features have unit length.
+    grey), and one image may stand for a list of one; one string may stand for a list of texts. A file is turned as its
+    EXIF orientation says, so that boxes and maps lie on the picture as people see it; a Pillow image is taken as it is.
+    Of an animation the first frame counts, transparency is dropped. Results are float32 on `device`, without graph;
+    features have unit length.
 
-    A path gives exactly the pixels that training sees in a shard. A large JPEG that is handed over decoded differs by
-    rounding, as training decodes it no larger than it needs to.
+    A path gives exactly the pixels that training sees in a shard, which are never turned. A large JPEG that is turned,
+    or handed over decoded, differs by rounding, as training decodes it no larger than it needs to.
 
     Attributes:
         model: the model itself, for everything else (`model.image_tokens(preprocess(image)[None])`).
         device: where it is.
         tokenizer, text_length, region_length, crop, preprocessing: how it was trained to see texts and images.
+        grounds: whether its Prompter was trained to predict boxes.
     """
 
     def __init__(
@@ -134,11 +140,15 @@ class TrainedModel:
         crop: str = "pad",
         text_length: int,
         region_length: int,
+        losses: Sequence[str] | None = None,
         preprocessing: Preprocessing = CLIP,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ) -> None:
-        """As `load`; `crop` is "pad" or "center"; lengths in tokens are those of captions and of phrases."""
+        """As `load`; `crop` is "pad" or "center"; lengths in tokens are those of captions and of phrases.
+
+        `losses` are those that trained the Prompter; None where that is not known.
+        """
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.tokenizer, self.text_length, self.region_length = tokenizer, text_length, region_length
@@ -146,6 +156,8 @@ class TrainedModel:
         self._dtype, self._batch_size = dtype, batch_size
         self.preprocessing = preprocessing
         self._normalise = Normalise(*preprocessing)
+        self._losses = losses
+        self.grounds = model.prompter is not None and self._trained("grounding")
 
     def preprocess(self, image: Picture) -> Tensor:
         """One image to what the model takes: [3, S, S] float32, cropped or padded and normalised, on the CPU."""
@@ -158,16 +170,21 @@ class TrainedModel:
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Images [n, 3, S, S] from `preprocess` or a loader to features [n, E]."""
+        check_tensor("pixels", pixels, ("n", 3, self._side, self._side), floating=True)
         with self.computing():
-            return unit(self.model.pool_image(self.model.image_tokens(pixels.to(self.device))))
+            return unit(self.model.pool_image(self.model.image_tokens(pixels.to(self.device, torch.float32))))
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """n texts to features [n, E]; what exceeds the run's caption length is cut, as in training."""
-        return self._encode_texts("texts", texts, self.text_length)
+        """n texts, empty ones too, to features [n, E]; what exceeds the run's caption length is cut, as in training."""
+        return self._encode_texts(_check_texts("texts", texts), self.text_length)
 
     def encode_phrases(self, phrases: str | Sequence[str]) -> Tensor:
         """n texts of regions to features [n, E], cut at the run's (shorter) region length: to compare with regions."""
-        return self._encode_texts("phrases", phrases, self.region_length)
+        phrases = _check_texts("phrases", phrases)
+        for k, phrase in enumerate(phrases):
+            if not phrase.strip():
+                raise InputError(f"phrases: phrase {k} is {phrase!r}, expected words")
+        return self._encode_texts(phrases, self.region_length)
 
     def encode_regions(self, images: Picture | Sequence[Picture], boxes: Tensor | np.ndarray | Sequence) -> Tensor:
         """Regions of n images to features [R, E], image by image in the order of their boxes.
@@ -178,12 +195,17 @@ class TrainedModel:
                 R is the sum of the M_i, any of which may be 0.
 
         Raises:
-            InputError: another number of images and of boxes, or a box that is empty or lies wholly outside what the
-                model sees, which with crop="center" is less than the image.
+            InputError: another number of images and of boxes, or a box that is empty, lies wholly outside what the
+                model sees, which with crop="center" is less than the image, or seems to be in shares of the image; or
+                a Prompter that was not trained with the region loss.
         """
+        if self.model.prompter is not None and not self._trained("region"):
+            raise InputError(f"the run's losses are {', '.join(self._losses)}, expected region among them for features")
         if not _is_list(images):
             images, boxes = [images], [boxes]
         images = _as_list(images)
+        if not isinstance(boxes, (Tensor, np.ndarray, Sequence)):
+            raise InputError(f"boxes are of type {type(boxes).__name__}, expected [M, 4] for each of the images")
         if len(boxes) != len(images):
             raise InputError(f"boxes are for {len(boxes)} images, expected {len(images)}")
         features, first = [], 0
@@ -204,8 +226,11 @@ class TrainedModel:
         """Where each of K phrases is in one image: boxes [K, 4], xyxy in pixels, clipped to what the model sees.
 
         Raises:
-            InputError: the model was trained with --region roi_align, which has no grounding head.
+            InputError: the model was trained with --region roi_align, which has no grounding head, or without the
+                grounding loss.
         """
+        if self.model.prompter is not None and not self.grounds:
+            raise InputError(f"the run's losses are {', '.join(self._losses)}, expected grounding among them for boxes")
         texts = self.encode_phrases(phrases)
         with self.computing():
             tokens, (seen,) = next(self._encode([image]))
@@ -223,7 +248,12 @@ class TrainedModel:
             size: width and height, such as the image's own: the maps are then [K, height, width], laid over the whole
                 image without the padding, bilinear between the patches' centres; NaN where the model does not look.
         """
-        texts = phrases if isinstance(phrases, Tensor) else self.encode_phrases(phrases)
+        if isinstance(phrases, Tensor):
+            check_tensor("phrases", phrases, ("K", self.model.config.embed_dim), floating=True)
+            texts = phrases.to(self.device, torch.float32)
+        else:
+            texts = self.encode_phrases(phrases)
+        size = None if size is None else _check_size(size)
         with self.computing():
             tokens, (seen,) = next(self._encode([image]))
             patches = unit(self.model.encode_patches(tokens))[0]
@@ -241,6 +271,9 @@ class TrainedModel:
 
     # Insides
 
+    def _trained(self, loss: str) -> bool:
+        return self._losses is None or loss in self._losses
+
     def _see(self, image: Picture) -> _Seen:
         data, size = read_picture(image)
         window = choose_window(self.crop, *size, self._side, seed=0, epoch=0, key="")
@@ -257,10 +290,7 @@ class TrainedModel:
             seen = [self._see(image) for image in images[start : start + self._batch_size]]
             yield self.model.image_tokens(torch.stack([view.pixels for view in seen]).to(self.device)), seen
 
-    def _encode_texts(self, name: str, texts: str | Sequence[str], length: int) -> Tensor:
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise InputError(f"{name} is empty, expected at least one text")
+    def _encode_texts(self, texts: list[str], length: int) -> Tensor:
         with self.computing():
             book = TextBook(self.model, self.tokenizer, length, self.device)
             numbers = book.number(texts)
@@ -276,6 +306,11 @@ class TrainedModel:
                 raise InputError(
                     f"boxes: box {k} of image {number}, {box}, lies outside what the model sees of the image of "
                     f"{seen.size[0]}×{seen.size[1]} pixels: x {x0} to {x1}, y {y0} to {y1} (crop {self.crop!r})"
+                )
+            if box[2] <= 1 and box[3] <= 1 and min(seen.size) > 1:
+                raise InputError(
+                    f"boxes: box {k} of image {number}, {box}, is within the first of {seen.size[0]}×{seen.size[1]} "
+                    "pixels, expected pixels, not shares of the image"
                 )
             shares.append(share)
         return shares
@@ -389,7 +424,7 @@ def _check_device(device: torch.device | str | None) -> torch.device:
 def _is_list(images: Picture | Sequence[Picture]) -> bool:
     if isinstance(images, np.ndarray):
         return images.ndim == 4
-    return isinstance(images, Sequence) and not isinstance(images, str)
+    return isinstance(images, Sequence) and not isinstance(images, (str, bytes))
 
 
 def _as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
@@ -399,10 +434,34 @@ def _as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
     return images
 
 
+def _check_texts(name: str, texts: str | Sequence[str]) -> list[str]:
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        raise InputError(f"{name} is {texts!r} of type {type(texts).__name__}, expected strings")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise InputError(f"{name} is empty, expected at least one text")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{name} holds {text!r} of type {type(text).__name__}, expected strings")
+        if any("\ud800" <= character <= "\udfff" for character in text):  # what is no UTF-8 on a command line
+            raise InputError(f"{name} holds {text!r}, expected what can be written as UTF-8")
+    return texts
+
+
+def _check_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        width, height = map(operator.index, size)
+    except (TypeError, ValueError):
+        width = height = 0
+    if width < 1 or height < 1:
+        raise InputError(f"size is {size!r}, expected width and height in whole pixels, such as (640, 480)")
+    return width, height
+
+
 def _check_boxes(boxes: Tensor | np.ndarray | Sequence, number: int) -> list[list[float]]:
     """The boxes of image `number` as plain numbers."""
     if isinstance(boxes, Tensor):
-        boxes = boxes.detach().cpu()
+        boxes = boxes.detach().double().cpu()  # numpy knows no bfloat16
     try:
         values = np.asarray(boxes, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -413,12 +472,10 @@ def _check_boxes(boxes: Tensor | np.ndarray | Sequence, number: int) -> list[lis
         raise InputError(f"boxes of image {number} have shape {list(values.shape)}, expected [M, 4]")
     for k, (x0, y0, x1, y1) in enumerate(values.tolist()):
         if not (x0 < x1 and y0 < y1 and math.isfinite(x1 - x0) and math.isfinite(y1 - y0)):
-            raise InputError(f"boxes: box {k} of image {number} is {[x0, y0, x1, y1]}, expected x0 < x1 and y0 < y1")
+            raise InputError(
+                f"boxes: box {k} of image {number} is {[x0, y0, x1, y1]}, expected finite x0 < x1, y0 < y1"
+            )
     return values.tolist()
-
-
-def _name(image: Picture) -> str:
-    return f"image {image}" if isinstance(image, (str, Path)) else f"the image ({type(image).__name__})"
 
 
 def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
@@ -431,6 +488,9 @@ def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
         if isinstance(image, (str, Path)):
             data = Path(image).read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    turned = ImageOps.exif_transpose(picture)
+                    return _to_png(turned), turned.size
                 if isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile)):
                     return data, picture.size
                 return _to_png(picture), picture.size
@@ -446,15 +506,24 @@ def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
         if 0 in image.size:
             raise InputError(f"the image has size {image.width}×{image.height}, expected at least one pixel")
         return _to_png(image), image.size
+    except InputError:
+        raise
     except UnidentifiedImageError as error:  # its message names the buffer
         raise InputError(f"{_name(image)} cannot be read: it is no image") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's for broken PNGs
+    # SyntaxError: Pillow's for broken PNGs; ValueError: for closed images, and Python's for impossible paths
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{_name(image)} cannot be read: {reason}") from error
+        raise InputError(f"{_name(image)} cannot be read: {reason}, expected an image file") from error
+
+
+def _name(image: Picture) -> str:
+    return f"image {str(image)!r}" if isinstance(image, (str, Path)) else f"the image ({type(image).__name__})"
 
 
 def _to_png(picture: Image.Image) -> bytes:
     """Pixels as a file, uncompressed, so that all images take the decoder's one way to RGB and to the square."""
+    if picture.mode in ("I", "F"):  # 32 bits, of a range that nobody knows
+        raise InputError(f"the image has mode {picture.mode!r}, expected 8 or 16 bits a channel")
     file = io.BytesIO()
     picture = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
     picture.save(file, "PNG", compress_level=0)

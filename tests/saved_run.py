@@ -39,7 +39,14 @@ def regions(width: int, height: int) -> list[dict[str, object]]:
     return [{"box": box, "text": text} for box, text in zip(boxes, CLASSES, strict=True)]
 
 
-def save_run(root: Path, *, crop: str = "pad", region: str = "prompter", steps: tuple[int, ...] = (3,)) -> Path:
+def save_run(
+    root: Path,
+    *,
+    crop: str = "pad",
+    region: str = "prompter",
+    losses: str = "clip,region,grounding",
+    steps: tuple[int, ...] = (3,),
+) -> Path:
     """Write `root/data` with its pictures (`<name>.jpg`) and `root/runs/tiny`; returns the latter.
 
     The checkpoint of each step holds other random weights.
@@ -59,7 +66,7 @@ def save_run(root: Path, *, crop: str = "pad", region: str = "prompter", steps: 
     tokenizer = train_bpe([*CLASSES, "a picture"], 280)
     tokenizer.save(data / "tokenizer.json")
     (data / "dataset.json").write_text(json.dumps({"name": "noise", "classes": CLASSES}))
-    config = Config(train_data=str(data / "train"), crop=crop, region=region, **LENGTHS)
+    config = Config(train_data=str(data / "train"), crop=crop, region=region, losses=losses, **LENGTHS)
     loader = create_loader(
         data / "train", tokenizer=tokenizer, batch_size=2, image_size=32, max_regions=4, train=True, **LENGTHS
     )

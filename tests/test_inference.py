@@ -161,6 +161,42 @@ def test_all_kinds_of_images_give_the_same(run: Path, model: TrainedModel, tmp_p
     assert_close(model.encode_image(np.asarray(grey)), model.encode_image([grey]))
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_photos_are_seen_as_people_see_them(model: TrainedModel, tmp_path: Path, orientation: int) -> None:
+    upright, exif = picture(50, 40, seed=7), Image.Exif()
+    to_stored = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+                 7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
+    stored = upright.transpose(Image.Transpose[to_stored[orientation]])
+    exif[0x0112] = orientation
+    for suffix in ("png", "webp"):
+        stored.save(tmp_path / f"photo.{suffix}", exif=exif, lossless=True)
+    box = [[30, 10, 48, 38]]
+    assert torch.equal(model.preprocess(tmp_path / "photo.png"), model.preprocess(upright))
+    assert torch.equal(model.preprocess(tmp_path / "photo.webp"), model.preprocess(upright))
+    assert torch.equal(model.encode_regions(tmp_path / "photo.png", box), model.encode_regions(upright, box))
+    assert torch.equal(model.ground(tmp_path / "photo.png", CLASSES), model.ground(upright, CLASSES))
+
+
+def test_what_was_not_trained_is_not_answered(tmp_path: Path) -> None:
+    model = cllip_fast.load(save_run(tmp_path, losses="clip,grounding"), device="cpu")
+    assert model.grounds
+    assert model.ground(paths(tmp_path / "runs" / "tiny")[0], "red").shape == (1, 4)
+    with pytest.raises(InputError, match="losses are clip, grounding, expected region among them"):
+        model.encode_regions(paths(tmp_path / "runs" / "tiny")[0], [[0, 0, 9, 9]])
+    model = cllip_fast.load(save_run(tmp_path, losses="clip,region"), device="cpu")
+    with pytest.raises(InputError, match="losses are clip, region, expected grounding among them"):
+        model.ground(paths(tmp_path / "runs" / "tiny")[0], "red")
+    model = cllip_fast.load(save_run(tmp_path, losses="clip", region="roi_align"), device="cpu")
+    assert model.encode_regions(paths(tmp_path / "runs" / "tiny")[0], [[0, 0, 9, 9]]).shape == (1, 16)
+
+
+def test_boxes_of_half_types_and_pixels_of_double_are_numbers(run: Path, model: TrainedModel) -> None:
+    image, box = paths(run)[0], torch.tensor([[8.0, 16, 64, 96]])
+    assert torch.equal(model.encode_regions(image, box.bfloat16()), model.encode_regions(image, box))
+    pixels = model.preprocess(image)[None]
+    assert torch.equal(model.encode_pixels(pixels.double()), model.encode_pixels(pixels))
+
+
 def test_batches_and_images_without_boxes_change_nothing(run: Path, model: TrainedModel) -> None:
     one_by_one = cllip_fast.load(run, device="cpu", batch_size=1)
     ragged = [boxes()[0], [], torch.tensor(boxes()[2][:1])]
@@ -199,8 +235,16 @@ def test_a_run_is_its_newest_checkpoint(tmp_path: Path) -> None:
 
 
 BAD_USES: dict[str, tuple[Callable[[TrainedModel, Image.Image], object], str]] = {
-    "missing file": (lambda m, i: m.encode_image("nowhere.jpg"), "image nowhere.jpg cannot be read: No such file"),
-    "no image": (lambda m, i: m.encode_image(__file__), r"test_inference.py cannot be read: it is no image"),
+    "missing file": (
+        lambda m, i: m.encode_image("nowhere.jpg"),
+        "image 'nowhere.jpg' cannot be read: No such file .*expected an image",
+    ),
+    "no image": (lambda m, i: m.encode_image(__file__), r"test_inference.py' cannot be read: it is no image"),
+    "no path": (lambda m, i: m.encode_image("a\0b"), "cannot be read: embedded null byte"),
+    "bytes": (lambda m, i: m.encode_image(b"abc"), "the image is of type bytes"),
+    "32 bits": (lambda m, i: m.encode_image(i.convert("F")), "the image has mode 'F', expected 8 or 16 bits"),
+    "pixels' size": (lambda m, i: m.encode_pixels(torch.zeros(1, 3, 8, 8)), r"pixels has shape \[1, 3, 8, 8\]"),
+    "pixels' type": (lambda m, i: m.encode_pixels(np.zeros((1, 3, 32, 32))), "pixels must be a tensor"),
     "float array": (lambda m, i: m.encode_image(np.zeros((4, 4, 3))), r"float64 \[4, 4, 3\], expected uint8"),
     "channels first": (lambda m, i: m.preprocess(np.zeros((3, 8, 8), np.uint8)), r"uint8 \[3, 8, 8\], expected"),
     "a tensor": (lambda m, i: m.preprocess(torch.zeros(3, 8, 8)), "the image is of type Tensor"),
@@ -208,12 +252,24 @@ BAD_USES: dict[str, tuple[Callable[[TrainedModel, Image.Image], object], str]] =
     "no images": (lambda m, i: m.encode_image([]), "images is empty"),
     "no texts": (lambda m, i: m.encode_text([]), "texts is empty"),
     "no string": (lambda m, i: m.ground(i, ["a", 3]), "holds 3 of type int"),
+    "no text": (lambda m, i: m.encode_text(None), "texts is None of type NoneType"),
+    "nested": (lambda m, i: m.encode_text([["a"]]), "holds .* of type list"),
+    "no UTF-8": (lambda m, i: m.encode_text(["\udcff"]), "expected what can be written as UTF-8"),
+    "blank": (lambda m, i: m.ground(i, ["a", " \n"]), "phrase 1 is .*, expected words"),
+    "features": (
+        lambda m, i: m.similarity_map(i, torch.zeros(2, 7)),
+        r"phrases has shape \[2, 7\], expected \[K, 16\]",
+    ),
+    "map of nothing": (lambda m, i: m.similarity_map(i, "a", size=(0, 5)), r"size is \(0, 5\), expected width and"),
+    "map of a number": (lambda m, i: m.similarity_map(i, "a", size=5), "size is 5, expected width and height"),
+    "no boxes": (lambda m, i: m.encode_regions([i, i], None), "boxes are of type NoneType"),
+    "shares": (lambda m, i: m.encode_regions(i, [[0, 0, 1, 1]]), "expected pixels, not shares of the image"),
     "one box too few": (lambda m, i: m.encode_regions([i, i], [[]]), "boxes are for 1 images, expected 2"),
     "shape": (lambda m, i: m.encode_regions(i, [1, 2, 3, 4]), r"image 0 have shape \[4\], expected \[M, 4\]"),
     "ragged": (lambda m, i: m.encode_regions(i, [[1, 2, 3], [4]]), "boxes of image 0 are not numbers"),
     "empty box": (
         lambda m, i: m.encode_regions([i, i], [[], [[5, 5, 5, 9]]]),
-        "box 0 of image 1 is .*expected x0 < x1",
+        "box 0 of image 1 is .*expected finite x0 < x1",
     ),
     "not finite": (lambda m, i: m.encode_regions(i, [[0, 0, float("inf"), 9]]), "box 0 of image 0 is"),
     "outside": (lambda m, i: m.encode_regions(i, [[30, 0, 40, 9]]), "lies outside what the model sees .*x 0 to 20"),

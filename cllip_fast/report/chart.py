@@ -9,7 +9,7 @@ from cllip_fast.report.html import Html, tag
 from cllip_fast.show.curves import PANELS, Panel, Series, find_names, short_label
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 8, 24  # margins around the plot
 COLOURS = 8  # classes c0 to c7 of the page's style
 DASHES = (None, "6 4", "2 3", "9 3 2 3")  # a split each
 MARKED_POINTS = 30  # up to so many, points are marked
@@ -49,7 +49,8 @@ def _figure(panel: Panel, names: list[str], splits: list[str], lines: list[Line]
     for value in log_ticks(low, high) if panel.log else ticks(low, high):
         y = f"{y_of(value):.1f}"
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(tag("text", f"{value:.6g}", x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
+        parts.append(tag("text", shorten(value), x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
+    parts.append(tag("text", "step", x=LEFT - 8, y=HEIGHT - 6, text_anchor="end"))
     for step in ticks(0, last):
         anchor = "end" if x_of(step) > WIDTH - 2 * RIGHT else "middle"
         parts.append(tag("text", f"{step:,.6g}", x=f"{x_of(step):.1f}", y=HEIGHT - 6, text_anchor=anchor))
@@ -91,6 +92,12 @@ def _limits(panel: Panel, values: Sequence[float]) -> tuple[float, float]:
     low = min(0.0, low) if panel.from_zero else low
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return (low if panel.from_zero else low - margin), high + margin
+
+
+def shorten(value: float) -> str:
+    """A number in at most seven characters, which is what the left margin holds."""
+    plain = f"{value:.6g}"
+    return plain if len(plain) <= 7 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

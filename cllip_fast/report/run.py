@@ -59,6 +59,8 @@ def read_run(folder: Path) -> Run:
     training, splits = read_log(log) if log.is_file() else ({}, {})
     record = read_json(results) if results.is_file() else {}
     step, metrics = record.get("step"), record.get("results") or {}
+    if not isinstance(metrics, dict) or not all(isinstance(of, dict) for of in metrics.values()):
+        raise InputError(f"{results} has results {metrics!r}, expected an object of metrics for each split")
     if not metrics:
         step, metrics = _last_evaluation(splits)
     stored = checkpoint.stored(folder / "checkpoints")

@@ -36,7 +36,8 @@ def text_width(text: str, size: int) -> int:
 
 
 def cut(text: str, width: float, size: int) -> str:
-    """`text`, shortened with an ellipsis to at most `width` pixels at font size `size`."""
+    """`text` on one line, shortened with an ellipsis to at most `width` pixels at font size `size`."""
+    text = " ".join(text.split())
     if text_width(text, size) <= width:
         return text
     kept = text

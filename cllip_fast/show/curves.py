@@ -50,7 +50,7 @@ class Panel:
 PANELS = (
     Panel("Loss", "sum of the weighted parts", ("loss",)),
     Panel("Parts of the loss", "weighted", ("*_loss",)),
-    Panel("Learning rate", "rate", ("lr",)),
+    Panel("Learning rate", "step size", ("lr",)),
     Panel("Logit scales", "exp(log scale)", ("logit_scale", "region_logit_scale")),
     Panel("Gradient norm, before clipping", "L2 norm", ("grad_norm",), log=True),
     Panel("Speed", "images/s", ("images_per_s",), from_zero=True),
@@ -77,17 +77,17 @@ def read_log(path: str | Path) -> tuple[Series, dict[str, Series]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"jsonl_path is {path}, which is not a file")
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     points: dict[str | None, dict[str, dict[int, float]]] = {None: {}}
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             step = int(record["step"])
+            figures = points.setdefault(record.get("split"), {})
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
             raise InputError(f"{path}, line {number} is {line[:60]!r}, expected a JSON object with a step") from error
-        figures = points.setdefault(record.get("split"), {})
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 figures.setdefault(name, {})[step] = value

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cllip_fast.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curves, log_ticks, thin, ticks
+from cllip_fast.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curves, log_ticks, shorten, thin, ticks
 
 
 def points(figure: str) -> list[list[tuple[float, float]]]:
@@ -29,6 +29,20 @@ def test_lines_lie_where_the_log_has_them() -> None:
     assert zero - line[1][1] == pytest.approx((zero - line[2][1]) / 2, abs=0.1)
     assert line[2][1] > TOP
     assert ">100</text>" in wait, "in percent"
+    assert ">step</text>" in wait
+
+
+def test_labels_fit_into_the_margin() -> None:
+    said = {
+        0.00084: "0.00084",
+        0.000812: "8.1e-4",
+        -0.000812: "-8.1e-4",
+        1.5e-5: "1.5e-05",
+        2e6: "2e+06",
+        14.26: "14.26",
+    }
+    assert {value: shorten(value) for value in said} == said
+    assert shorten(1234567.0) == "1.2e6"
 
 
 def test_splits_have_lines_and_a_legend() -> None:

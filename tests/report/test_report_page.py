@@ -238,6 +238,13 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "config.json cannot be used" in capsys.readouterr().err
 
 
+def test_results_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "results.json").write_text('{"results": {"val": 3}}')
+    with pytest.raises(InputError, match=r"results\.json has results \{'val': 3\}, expected an object of metrics"):
+        write_report(tmp_path, tmp_path / "page.html")
+
+
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     shutil.rmtree(run / "checkpoints")

@@ -82,6 +82,14 @@ def test_bad_logs_are_named(tmp_path: Path) -> None:
         read_log(path)
 
 
+@pytest.mark.parametrize("line", [b"\xff\xfe", b'{"step": 1, "split": ["val"]}', b"[1]"])
+def test_lines_that_are_no_records_are_named(tmp_path: Path, line: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(line + b'\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(InputError, match=r"line 1 is .*expected a JSON object with a step"):
+        read_log(log)
+
+
 @needs_matplotlib
 def test_an_empty_log_has_nothing_to_draw(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"

@@ -43,19 +43,27 @@ def test_the_picture_shows_maps_and_boxes(
 
     monkeypatch.setattr(TrainedModel, "similarity_map", planted_map)
     monkeypatch.setattr(TrainedModel, "ground", lambda self, image, texts: torch.tensor([BOX] * len(texts)))
-    texts = ["red circle", "blue star", "green ring", "a fourth phrase"]
+    texts = ["red circle", "blue\nstar", "green ring", "a fourth phrase that goes on beyond what is read of one"]
     image = tmp_path / "data" / "wide.jpg"
     show(image, *texts, "--checkpoint", run, "--out", out, "--device", "cpu")
-    assert capsys.readouterr().out == f"{out}\n"
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "note: of 'a fourth phrase that goes on" in said.err
+    assert "'green ring'" not in said.err
     assert asked == texts
 
     picture = np.asarray(Image.open(out)).astype(int)
     width, height = PANEL[0] + phrases.GAP, PANEL[1] + phrases.TITLE_HEIGHT + phrases.GAP
     assert picture.shape == (2 * height + phrases.GAP, 3 * width + phrases.GAP, 3)
-    photo = np.asarray(Image.open(image).convert("RGB").resize(PANEL, Image.Resampling.BICUBIC).convert("L"))
+    colours = Image.open(image).convert("RGB").resize(PANEL, Image.Resampling.BICUBIC)
+    photo = np.asarray(colours.convert("L"))
+    top = phrases.GAP + phrases.TITLE_HEIGHT
+    first = picture[top : top + PANEL[1], phrases.GAP : phrases.GAP + PANEL[0]]
+    assert np.abs(first[:60] - np.asarray(colours)[:60]).max() <= 3, "the image comes first, in its colours,"
+    assert (first == PALETTE[3]).all(-1).any(), "with the boxes"
     for k in range(4):
-        left = phrases.GAP + k % 3 * width
-        top = phrases.GAP + k // 3 * height + phrases.TITLE_HEIGHT
+        left = phrases.GAP + (k + 1) % 3 * width
+        top = phrases.GAP + (k + 1) // 3 * height + phrases.TITLE_HEIGHT
         panel = picture[top : top + PANEL[1], left : left + PANEL[0]]
         x0, y0, x1, y1 = (round(value * (PANEL[i % 2] - 1) / (300, 220)[i % 2]) for i, value in enumerate(BOX))
         assert (panel[y0, x0 + 3 : x1 - 3] == PALETTE[k]).all()
@@ -67,19 +75,37 @@ def test_the_picture_shows_maps_and_boxes(
         title = picture[top - phrases.TITLE_HEIGHT : top - 4, left : left + PANEL[0]]
         assert (np.abs(title - PALETTE[k]).sum(-1) == 0).any(), "the swatch has the box's colour"
         assert (title.sum(-1) < 150).sum() > 50, "and there is text"
+        for value in (0, 1):
+            assert (title == colour_map(np.array(value))).all(-1).any(), "and the colours' scale"
 
 
-def test_a_model_that_cannot_ground_shows_maps_alone(tmp_path: Path) -> None:
-    run = save_run(tmp_path, region="roi_align", crop="center")
+@pytest.mark.parametrize("how", [{"region": "roi_align", "crop": "center"}, {"losses": "clip,region"}])
+def test_a_model_that_cannot_ground_shows_maps_alone(tmp_path: Path, how: dict[str, str]) -> None:
+    run = save_run(tmp_path, **how)
     show(tmp_path / "data" / "tall.jpg", "red circle", "--checkpoint", run, "--out", tmp_path / "out.png")
     picture = np.asarray(Image.open(tmp_path / "out.png"))
     panel = picture[phrases.GAP + phrases.TITLE_HEIGHT : -phrases.GAP]
     assert not (panel == PALETTE[0]).all(-1).any()
 
 
+def test_sixteen_bits_and_turned_photos_look_as_people_see_them(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    Image.fromarray(np.full((40, 40), 128 * 257, np.uint16)).save(tmp_path / "grey.png")
+    stored, exif = Image.new("RGB", (40, 20), "red"), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    stored.save(tmp_path / "turned.png", exif=exif)
+    for name, size, colour in (("grey", (384, 384), (128,) * 3), ("turned", (192, 384), (255, 0, 0))):
+        show(tmp_path / f"{name}.png", "red", "--checkpoint", run, "--out", tmp_path / "out.png")
+        picture = np.asarray(Image.open(tmp_path / "out.png"))
+        top = phrases.GAP + phrases.TITLE_HEIGHT
+        assert picture.shape[0] == top + size[1] + phrases.GAP
+        panel = picture[top : top + size[1], phrases.GAP : phrases.GAP + size[0]]
+        assert (panel == colour).all(-1).mean() > 0.8
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     run = save_run(tmp_path)
-    with pytest.raises(InputError, match=r"nowhere\.jpg cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere\.jpg' cannot be read"):
         show(tmp_path / "nowhere.jpg", "red", "--checkpoint", run, "--out", tmp_path / "out.png")
     with pytest.raises(InputError, match="cannot be written"):
         show(tmp_path / "data" / "wide.jpg", "red", "--checkpoint", run, "--out", tmp_path / "out.abc")
