@@ -122,26 +122,15 @@ class Config:
         for field in dataclasses.fields(self):
             if field.metadata["choices"]:
                 check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
+        # fmt: off
         positive = ("scenes", "text_length", "region_length", "max_regions", "steps", "batch_size", "accum_freq",
-                    "loader_threads", "save_frequency", "log_every_n_steps", "max_skipped", "timeout")  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least 1")
-        for name in (
-            "workers",
-            "warmup",
-            "keep",
-            "lr",
-            "wd",
-            "grad_clip_norm",
-            "eval_frequency",
-            "image_size",
-            "filter_threshold",
-            "freeze_steps",
-            "shard_size",
-        ):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{flag(name)} is {getattr(self, name)}, expected 0 or more")
+                    "loader_threads", "save_frequency", "log_every_n_steps", "max_skipped", "timeout")
+        others = ("workers", "warmup", "keep", "lr", "wd", "grad_clip_norm", "eval_frequency", "image_size",
+                  "filter_threshold", "freeze_steps", "shard_size")
+        # fmt: on
+        for name, least in (dict.fromkeys(positive, 1) | dict.fromkeys(others, 0)).items():
+            if not getattr(self, name) >= least:  # NaN is not either
+                raise InputError(f"{flag(name)} is {getattr(self, name)}, expected at least {least}")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"--layer-decay is {self.layer_decay}, expected more than 0, up to 1")
         if self.freeze_steps and not self.pretrained:
@@ -201,10 +190,6 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def field_types() -> dict[str, type]:
-    return typing.get_type_hints(Config)
-
-
 def read_toml(path: str) -> dict[str, object]:
     """The options in a TOML file: the names are the flags', with `_` or `-`; tables only group them."""
     try:
@@ -216,16 +201,16 @@ def read_toml(path: str) -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in tables.items():
         flat.update(value if isinstance(value, dict) else {key: value})
-    types_ = field_types()
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
     options = {}
     for key, value in flat.items():
         name = key.replace("-", "_")
-        if name not in types_:
+        if name not in kinds:
             raise InputError(f"--config {path} sets {key!r}, which is no option of the trainer")
-        if types_[name] is float and isinstance(value, int) and not isinstance(value, bool):
+        if kinds[name] is float and type(value) is int:
             value = float(value)
-        if not isinstance(value, types_[name]) or (isinstance(value, bool) and types_[name] is not bool):
-            raise InputError(f"--config {path} sets {key} to {value!r}, expected {types_[name].__name__}")
+        if type(value) is not kinds[name]:  # isinstance would take True for an int
+            raise InputError(f"--config {path} sets {key} to {value!r}, expected {kinds[name].__name__}")
         options[name] = value
     return options
 
@@ -235,25 +220,15 @@ def parse(arguments: list[str] | None = None, description: str | None = None) ->
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file; flags go before it")
     groups: dict[str, argparse._ArgumentGroup] = {}
-    hints = field_types()
     for field in dataclasses.fields(Config):
-        name = field.metadata["group"]
-        group = groups.setdefault(name, None) or parser.add_argument_group(name)
-        groups[name] = group
+        name, choices, kind = field.metadata["group"], field.metadata["choices"], type(field.default)
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        how = {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
+        if kind is bool:
+            how = {"action": argparse.BooleanOptionalAction}
         help = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
-        if hints[field.name] is bool:
-            group.add_argument(
-                flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help
-            )
-            continue
-        group.add_argument(
-            flag(field.name),
-            type=hints[field.name],
-            choices=field.metadata["choices"],
-            default=argparse.SUPPRESS,
-            metavar=None if field.metadata["choices"] else hints[field.name].__name__.upper(),
-            help=help,
-        )
+        groups[name].add_argument(flag(field.name), default=argparse.SUPPRESS, help=help, **how)
     given = vars(parser.parse_args(arguments))
     file = given.pop("config", None)
     return Config(**(read_toml(file) if file else {}) | given)

@@ -18,7 +18,7 @@ from cllip_fast.errors import InputError
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for one another where one alone has work to do: an evaluation outlasts NCCL's ten minutes."""
+"""How long ranks wait for one another where one alone has work to do: generating data outlasts NCCL's ten minutes."""
 
 ROLL_CALL = 60.0
 """Seconds, at most, that ranks whose collective has timed out wait for one another to find out who is missing."""
@@ -51,21 +51,17 @@ class World:
         """The same ranks on gloo, for CPU tensors and long waits; all ranks must ask for it first at the same place."""
         return None if self.group is None else dist.new_group(backend="gloo", timeout=PATIENCE)
 
-    def barrier(self) -> None:
-        """Wait for all ranks, however long one of them evaluates or generates data."""
-        if self.group is not None:
-            dist.barrier(self.patient)
-
     def any(self, flag: bool) -> bool:
-        """True on every rank if `flag` is True on one."""
+        """True on every rank if `flag` is True on one. Raises as `roll_call`: a GPU's vote would name nobody."""
         if self.group is None:
             return flag
+        self.roll_call()
         votes = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return bool(votes.item())
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns on the main rank, or its `InputError`, on every rank: all go on from the same."""
+        """What `function` returns on the main rank, or its `InputError`, on every rank, however long it takes."""
         if self.group is None:
             return function()
         answer: list[object] = [None, None]  # result, message
@@ -74,7 +70,7 @@ class World:
                 answer[0] = function()
             except InputError as error:
                 answer[1] = str(error)
-        dist.broadcast_object_list(answer, src=0, group=self.group)
+        dist.broadcast_object_list(answer, src=0, group=self.patient)
         result, message = answer
         if message is not None:
             raise InputError(message)

@@ -1,10 +1,11 @@
-"""The trainer's evaluations: every split on the main rank, a table at the end, and the pictures of the run."""
+"""The trainer's evaluations: every split shared by all ranks, a table at the end, and the pictures of the run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cllip_fast.data import Batch, Loader
@@ -25,12 +26,12 @@ Results = dict[str, dict[str, float | None]]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop: training ends by a vote of all ranks, an evaluation at the next batch."""
+    """A rank was asked to stop: raised on all of them after the same batch."""
 
 
 @dataclass
 class Evaluation:
-    """Evaluates the whole model on the main rank; the others wait, however long that takes."""
+    """Evaluates on all ranks, each on its share of the images, as `cllip-fast eval` does; the main rank writes."""
 
     model: CllipModel
     inputs: Inputs
@@ -41,31 +42,8 @@ class Evaluation:
     stop: StopRequest
 
     def evaluate(self, step: int) -> Results | None:
-        """Metrics of each split, logged as they come; None if the run was asked to stop meanwhile."""
-        results: Results | None = {}
-        model = parallel.unsharded(self.model, self.world)
-        try:
-            for name, loader in self.inputs.splits.items():
-                results[name] = evaluate(
-                    model, self._until_stopped(loader), tokenizer=self.inputs.tokenizer,
-                    classes=self.inputs.info.classes, attributes=self.inputs.info.attributes,
-                    text_length=self.config.text_length, region_length=self.config.region_length,
-                    device=self.world.device,
-                )  # fmt: skip
-                self.log.write(step, {"split": name, **results[name]})
-        except Interrupted:
-            self.log.say(f"the evaluation of step {step} was broken off by {self.stop.signal}")
-            results = None
-        if results:
-            self.log.say(table(results, title=f"step {step}"))
-        self.world.barrier()
-        return results
-
-    def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
-        for batch in loader:
-            if self.stop:
-                raise Interrupted
-            yield batch
+        """Metrics of each split, the same on all ranks, logged as they come; None if a rank was asked to stop."""
+        return self._measure(parallel.unsharded(self.model), step)
 
     def finish(self, step: int, seconds: float) -> bool:
         """The last evaluation: table, results.json, a picture sheet of each split, curves. False if it was broken off.
@@ -73,31 +51,51 @@ class Evaluation:
         Raises:
             InputError: the folder cannot be written.
         """
-        results = self.evaluate(step)
-        if self.world.any(results is None):
-            return False
-        model = parallel.unsharded(self.model, self.world).eval()
-        if self.world.is_main:
+        model = parallel.unsharded(self.model)
+        results = self._measure(model, step)
+        if results is not None and self.world.is_main:
             with writable(self.run):
-                self._write(model, step, seconds, results)
-        return True
+                self._write(model.eval(), step, seconds, results)
+        return results is not None
+
+    def _measure(self, model: CllipModel, step: int) -> Results | None:
+        results: Results = {}
+        for name, loader in self.inputs.splits.items():
+            try:
+                results[name] = evaluate(
+                    model, self._until_stopped(loader), tokenizer=self.inputs.tokenizer,
+                    classes=self.inputs.info.classes, attributes=self.inputs.info.attributes,
+                    text_length=self.config.text_length, region_length=self.config.region_length,
+                    device=self.world.device, progress=self.world.is_main, group=self.world.group,
+                )  # fmt: skip
+            except Interrupted:
+                by = self.stop.signal or "another rank"
+                self.log.say(f"the evaluation of step {step} was broken off by {by}")
+                return None
+            self.log.write(step, {"split": name, **results[name]})
+        if results:
+            self.log.say(table(results, title=f"step {step}"))
+        return results
+
+    def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
+        """This rank's batches. After each the ranks vote, as often as the longest share has batches."""
+        batches = iter(loader)
+        for _ in range(0, loader.samples, self.config.batch_size * self.world.size):
+            yield from islice(batches, 1)
+            if self.world.any(bool(self.stop)):
+                raise Interrupted
 
     def _write(self, model: CllipModel, step: int, seconds: float, results: Results) -> None:
         record = {"step": step, "seconds": round(seconds, 1), "results": results, "config": self.config.to_dict()}
         (self.run / "results.json").write_text(json.dumps(record, indent=1))
         written = ["results.json"]
         for name, loader in self.inputs.splits.items():
-            path = self.run / f"sheet_{name}.png"
-            picture_sheet(
-                model,
-                next(iter(loader)),
-                tokenizer=self.inputs.tokenizer,
-                region_length=self.config.region_length,
-                mean=CLIP_MEAN,
-                std=CLIP_STD,
-                path=path,
-            )
-            written.append(path.name)
+            for batch in islice(loader, 1):  # there is none where no image can be read
+                picture_sheet(
+                    model, batch, tokenizer=self.inputs.tokenizer, region_length=self.config.region_length,
+                    mean=CLIP_MEAN, std=CLIP_STD, path=self.run / f"sheet_{name}.png",
+                )  # fmt: skip
+                written.append(f"sheet_{name}.png")
         try:
             training_curves(self.run / "log.jsonl", self.run / "curves.png")
             written.append("curves.png")

@@ -43,15 +43,11 @@ class Inputs:
         return f"{name}: {train}{sizes} samples, {count} classes, decoder {self.train.decoder}"
 
 
-def find_splits(config: Config, world: World) -> tuple[str, dict[str, str]]:
-    """The shards to train on and, by name, those to evaluate on; scenes are generated when they are asked for."""
+def find_training_data(config: Config, world: World) -> str:
+    """The shards to train on; scenes are generated, once, when they are asked for."""
     if config.train_data != "scenes":
-        return config.train_data, name_splits(config)
-    root = Path(config.scenes_dir)
-    if world.is_main:
-        make_scenes(root, train=config.scenes)
-    world.barrier()
-    return str(root / "train"), name_splits(config)
+        return config.train_data
+    return str(world.from_main(lambda: make_scenes(config.scenes_dir, train=config.scenes)) / "train")
 
 
 def name_splits(config: Config) -> dict[str, str]:
@@ -81,22 +77,25 @@ def parse_weights(text: str) -> list[float] | None:
         raise InputError(f"--weights is {text!r}, expected numbers joined by ','") from error
 
 
-def check_same_data(loader: Loader, world: World) -> None:
-    """Refuse ranks with other samples or texts: their batches would not be slices of the same global ones."""
+def check_same_data(train: Loader, splits: dict[str, Loader], world: World) -> None:
+    """Refuse ranks with other samples or texts: what they take would not be slices of the same batches."""
     if world.group is None:
         return
-    found: list[dict | None] = [None] * world.size
-    dist.all_gather_object(found, loader.state_dict(), group=world.group)
-    other = next((rank for rank, state in enumerate(found) if state != found[0]), None)
-    if other is None:
-        return
-    ours, theirs = found[0]["tokenizer"], found[other]["tokenizer"]
-    if ours != theirs:
-        raise InputError(f"--tokenizer differs between ranks: {ours} on rank 0, {theirs} on rank {other}")
-    raise InputError(
-        f"--train-data differs between ranks: {found[0]['size']} samples on rank 0, {found[other]['size']} on rank "
-        f"{other}; all ranks must read the same shards"
-    )
+    state = train.state_dict()
+    mine = {"--tokenizer": state["tokenizer"], "--seed": state["seed"]}
+    mine["--train-data"] = f"{state['size']} samples ({state['data']})"
+    for name, loader in splits.items():
+        mine[f"--val-data {name}"] = f"{loader.samples} samples ({loader.parts.assembler.index.digest()})"
+    found = [mine] * world.size
+    dist.all_gather_object(found, mine, group=world.group)
+    for option in mine:
+        values = [of_rank.get(option) for of_rank in found]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise InputError(
+                f"{option} differs between ranks: {values[0]} on rank 0, {values[other]} on rank {other}; "
+                "all ranks must read the same"
+            )
 
 
 def check_tokenizer(tokenizer: Tokenizer, path: str, model: str) -> None:
@@ -112,7 +111,7 @@ def create_inputs(config: Config, world: World) -> Inputs:
     check_choice("--model", config.model, tuple(PRESETS))
     if config.loader == "dali":
         extras.require("dali", "--loader dali")
-    train_spec, split_specs = find_splits(config, world)
+    train_spec = find_training_data(config, world)
     info = read_dataset_info(train_spec)
     path = config.tokenizer or info.tokenizer_path
     if not path:
@@ -128,6 +127,8 @@ def create_inputs(config: Config, world: World) -> Inputs:
         "seed": config.seed,
         "decoder": config.decoder,
         "pin_memory": world.device.type == "cuda",
+        "rank": world.rank,
+        "world_size": world.size,
     }
     create: Callable[..., Loader] = create_loader
     if config.loader == "dali":
@@ -135,15 +136,13 @@ def create_inputs(config: Config, world: World) -> Inputs:
     train = create(
         train_spec, train=True, weights=parse_weights(config.weights), resampled=config.resampled,
         accum_freq=config.accum_freq, max_regions=config.max_regions, crop=config.crop, flip=config.flip,
-        workers=config.workers, max_broken=config.max_broken, rank=world.rank, world_size=world.size, **common,
+        workers=config.workers, max_broken=config.max_broken, **common,
     )  # fmt: skip
-    check_same_data(train, world)
-    steps_per_epoch = len(train) // config.accum_freq
     # Evaluation keeps the plain loader: figures must not depend on who decoded for training.
     crop = "pad" if config.crop == "random" else config.crop
     splits = {
         name: create_loader(spec, train=False, max_regions=EVALUATION_REGIONS, crop=crop, **common)
-        for name, spec in split_specs.items()
-        if world.is_main
+        for name, spec in name_splits(config).items()
     }
-    return Inputs(train, splits, info, tokenizer, steps_per_epoch)
+    check_same_data(train, splits, world)
+    return Inputs(train, splits, info, tokenizer, len(train) // config.accum_freq)

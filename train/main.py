@@ -86,12 +86,6 @@ def forward(model: nn.Module, batch: Batch, parts: tuple[str, ...]) -> dict[str,
     return model(batch.images, batch.text, *regions, parts=parts)
 
 
-def logit_scales(model: CllipModel) -> dict[str, float]:
-    shared = model.region_logit_scale is None
-    local = model.logit_scale if shared else model.region_logit_scale
-    return {"logit_scale": model.logit_scale.exp().item(), "region_logit_scale": local.exp().item()}
-
-
 def train(config: Config, world: distributed.World) -> bool:
     """Train, evaluate, draw; False if a signal ended it before."""
     began, run = time.perf_counter(), Path(config.logs_dir) / config.name
@@ -193,7 +187,8 @@ def train(config: Config, world: distributed.World) -> bool:
                 step,
                 config.batch_size * config.accum_freq * world.size,
                 lr=learning_rate(step - 1, config),
-                **logit_scales(model),
+                logit_scale=model.logit_scale.exp().item(),
+                region_logit_scale=model.local_logit_scale.exp().item(),
                 **precision.figures(),
                 **inputs.train.counts,
             )

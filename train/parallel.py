@@ -118,17 +118,12 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None).clone()
 
 
-def unsharded(model: CllipModel, world: World) -> CllipModel:
-    """The model for the main rank to use alone: itself, or a copy gathered from all ranks, which must all ask for it.
-
-    Other ranks than the main one get their sharded model back.
-    """
+def unsharded(model: CllipModel) -> CllipModel:
+    """The model as a rank can call it by itself: as it is, or a copy gathered from all ranks, which all ask for it."""
     if not is_sharded(model):
-        return model
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if not world.is_main:
         return model
     with torch.random.fork_rng(devices=[]):  # the copy's initial weights are drawn for nothing
         copy = CllipModel(model.config)
-    copy.load_state_dict(state)
-    return copy.to(world.device).train(model.training)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    copy.load_state_dict(state, assign=True)
+    return copy.to(model.logit_scale.device)

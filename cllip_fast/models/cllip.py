@@ -41,6 +41,11 @@ class CllipModel(nn.Module):
         self.register_parameter("region_logit_scale", scale)
         self.register_buffer("_id_multipliers", hash_multipliers(config.text_length), persistent=False)
 
+    @property
+    def local_logit_scale(self) -> Tensor:
+        """The logit scale [] of the losses on regions and patches: their own, or the shared one."""
+        return self.logit_scale if self.region_logit_scale is None else self.region_logit_scale
+
     # Public verbs
 
     def image_tokens(self, images: Tensor) -> Tensor:
@@ -160,13 +165,12 @@ class CllipModel(nn.Module):
         check_tensor("region_mask", region_mask, (len(images), count), dtype=torch.bool)
 
         region_text_features = self._encode_region_texts(region_text)
-        scale = self.logit_scale if self.region_logit_scale is None else self.region_logit_scale
         output |= {
             "region_text_features": region_text_features,
             "region_ids": text_ids(region_text, self._id_multipliers),
             "region_mask": region_mask,
             "boxes": boxes,
-            "region_logit_scale": scale.exp(),
+            "region_logit_scale": self.local_logit_scale.exp(),
         }
         memory = None
         if self.prompter is not None and ("region" in parts or "grounding" in parts):

@@ -155,7 +155,7 @@ def _look_at_split(
     skipped = Counter(loader.skipped)
     shown, looks = _look_at_first(model, next(iter(loader)), regions=regions, grounds=grounds)
     clip = model.model
-    local = clip.logit_scale if clip.region_logit_scale is None else clip.region_logit_scale
+    local = clip.local_logit_scale
     return SplitFindings(
         name,
         loader.samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -143,14 +144,18 @@ def test_the_first_data_set_that_describes_itself_is_taken(tmp_path, scene_set):
 
 
 def compare_data(rank: int, world_size: int, data: list[list[str]], tokenizer: str) -> list[str]:
-    answers = []
-    for folders in data:
-        made = create_loader(
+    """What is said of one training set with each of several to evaluate on, and of each of these to train on."""
+    world, answers = World(rank, world_size, torch.device("cpu"), dist.group.WORLD), []
+    loaders = [
+        create_loader(
             folders[rank], tokenizer=load_tokenizer(tokenizer), batch_size=2, image_size=16, text_length=8,
             region_length=4, max_regions=0, train=True, rank=rank, world_size=world_size,
-        )  # fmt: skip
+        )
+        for folders in data
+    ]  # fmt: skip
+    for train, splits in [(loaders[0], {"val": made}) for made in loaders] + [(made, {}) for made in loaders]:
         try:
-            check_same_data(made, World(rank, world_size, torch.device("cpu"), dist.group.WORLD))
+            check_same_data(train, splits, world)
             answers.append("same")
         except InputError as error:
             answers.append(str(error))
@@ -160,6 +165,7 @@ def compare_data(rank: int, world_size: int, data: list[list[str]], tokenizer: s
 def test_ranks_with_different_data_are_refused_on_all_of_them(tmp_path: Path, scene_set: Path) -> None:
     first, second = str(plain(tmp_path / "a", "a", 6)), str(plain(tmp_path / "b", "a", 7))
     path = str(scene_set / "tokenizer.json")
-    for same, other in on_ranks(2, compare_data, [[first, first], [first, second]], path):
-        assert same == "same"
-        assert "6 samples on rank 0, 7 on rank 1" in other
+    for *same, val, again, train in on_ranks(2, compare_data, [[first, first], [first, second]], path):
+        assert [*same, again] == ["same", "same"]
+        for option, said in {"--val-data val": val, "--train-data": train}.items():
+            assert re.match(f"{option} differs between ranks: 6 samples .* on rank 0, 7 samples .* on rank 1", said)

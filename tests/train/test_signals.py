@@ -76,12 +76,10 @@ def test_all_ranks_stop_after_the_same_step_whichever_was_asked() -> None:
 
 
 def wait_long(rank: int, world_size: int) -> list[str]:
-    """What becomes of a wait of 2.5 s for the main rank, at the trainer's barrier and in a collective of its group."""
+    """What becomes of a wait of 2.5 s for the main rank, for what it alone does and in a collective of its group."""
     group = dist.new_group(timeout=timedelta(seconds=1))
     world = distributed.World(rank, world_size, torch.device("cpu"), group)
-    if world.is_main:
-        time.sleep(2.5)
-    world.barrier()
+    world.from_main(lambda: time.sleep(2.5))
     if world.is_main:
         time.sleep(2.5)
         return ["waited"]
@@ -92,7 +90,7 @@ def wait_long(rank: int, world_size: int) -> list[str]:
     return ["waited", "waited"]
 
 
-def test_ranks_wait_for_an_evaluation_longer_than_their_collectives_may_take() -> None:
+def test_ranks_wait_for_the_main_one_longer_than_their_collectives_may_take() -> None:
     assert on_ranks(2, wait_long) == [["waited"], ["waited", "timed out"]]
 
 
