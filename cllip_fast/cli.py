@@ -9,24 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cllip_fast import __version__
+from cllip_fast.arguments import Parser
 from cllip_fast.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: the command's own, or 2 after a one-line error about bad input."""
-    parser = argparse.ArgumentParser(
-        prog="cllip-fast", description="Tools around CLLIP-Fast: data, weights, pictures and plans."
-    )
+    options = create_parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (InputError, OSError) as error:  # OSError: no permission, a full disk
+        print(f"cllip-fast: {error}", file=sys.stderr)
+        return 2
+
+
+def create_parser() -> Parser:
+    parser = Parser(prog="cllip-fast", description="Tools around CLLIP-Fast: data, weights, pictures and plans.")
     parser.add_argument("--version", action="version", version=f"cllip-fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_scenes, _add_convert, _add_shards, _add_export, _add_eval, _add_show, _add_report, _add_plan):
         add(commands)
-    options = parser.parse_args(arguments)
-    try:
-        return options.run(options) or 0
-    except InputError as error:
-        print(f"cllip-fast: {error}", file=sys.stderr)
-        return 2
+    return parser
 
 
 def _add_scenes(commands: argparse._SubParsersAction) -> None:

@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from cllip_fast.arguments import Parser, did_you_mean
 from cllip_fast.errors import InputError, check_choice
 from cllip_fast.models.attention import BACKENDS
 from cllip_fast.models.checkpointing import MODES
@@ -206,7 +207,8 @@ def read_toml(path: str) -> dict[str, object]:
     for key, value in flat.items():
         name = key.replace("-", "_")
         if name not in kinds:
-            raise InputError(f"--config {path} sets {key!r}, which is no option of the trainer")
+            near = did_you_mean(name, kinds)
+            raise InputError(f"--config {path} sets {key!r}, which is no option of the trainer{near}")
         if kinds[name] is float and type(value) is int:
             value = float(value)
         if type(value) is not kinds[name]:  # isinstance would take True for an int
@@ -217,7 +219,7 @@ def read_toml(path: str) -> dict[str, object]:
 
 def parse(arguments: list[str] | None = None, description: str | None = None) -> Config:
     """Read the command line: defaults, beneath `--config` file, beneath flags."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file; flags go before it")
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(Config):

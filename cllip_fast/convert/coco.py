@@ -95,9 +95,12 @@ def _samples(
     instances: dict[str, Any], licences: dict[int, str], captions: dict[int, list[str]] | None, skipped: Counter[str]
 ) -> Iterator[Sample]:
     names = {category["id"]: _phrase(category) for category in instances["categories"]}
+    known = {image["id"] for image in instances["images"]}
     regions = defaultdict(list)
     for entry in instances["annotations"]:
-        if entry.get("iscrowd"):
+        if entry["image_id"] not in known:
+            skipped["boxes of an unknown image"] += 1
+        elif entry.get("iscrowd"):
             skipped["crowd boxes"] += 1
         elif entry["category_id"] not in names:
             skipped["boxes of an unknown category"] += 1

@@ -45,7 +45,9 @@ def read_dataset_info(spec: str | Path) -> DatasetInfo:
     folders = (f for start in starts for f in (start, start.parent, start.parent.parent))
     folder = next((folder for folder in folders if (folder / INFO_FILE).is_file()), None)
     if folder is None:
-        raise InputError(f"no {INFO_FILE} in {starts[0]} or the folders above it; expected a data set folder")
+        gone = "" if starts[0].exists() or "{" in starts[0].name else f"{starts[0]} does not exist: "
+        where = f"{starts[0]} or the folders above it"
+        raise InputError(f"{gone}no {INFO_FILE} ('name', 'classes') in {where}; expected a data set folder")
     info = read_json(folder / INFO_FILE)
     classes, attributes, name = info.get("classes"), info.get("attributes"), info.get("name")
     if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes) and isinstance(name, str)):
@@ -71,9 +73,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time work on `root`; the others wait here (the lock file beside it stays behind, empty)."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.parent / f".{root.name}.lock", "w") as lock:
+    """Let one process at a time work on `root`; the others wait here (the lock file beside it stays behind, empty).
+
+    Raises:
+        InputError: the folder above `root` cannot be written to.
+    """
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(root.parent / f".{root.name}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{root} cannot be written: {error.strerror}") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

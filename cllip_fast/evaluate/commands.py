@@ -90,6 +90,9 @@ def _eval(options: argparse.Namespace) -> None:
 
     task = TASKS[options.task]
     _check_options(options, task)
+    folder = options.checkpoint if options.checkpoint.is_dir() else Path()
+    out = options.out or folder / f"eval_{options.task}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of evaluation
     with start(options.device) as world:
         model = load(
             options.checkpoint,
@@ -110,11 +113,8 @@ def _eval(options: argparse.Namespace) -> None:
             **{name: _plain(value) for name, value in given.items() if value is not None},
             "metrics": metrics,
         }
-        folder = options.checkpoint if options.checkpoint.is_dir() else Path()
-        out = options.out or folder / f"eval_{options.task}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
         print(table({options.checkpoint.name: metrics}, title=options.task))
+        out.write_text(json.dumps(record, indent=1) + "\n")
         print(f"wrote {out}")
 
 

@@ -13,7 +13,9 @@ from cllip_fast.interchange.load import load_model
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `export` to the command line."""
     parser = commands.add_parser("export", help="turn a checkpoint into others' formats", description=_export.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="of the trainer, or a safetensors file of this command")
+    parser.add_argument(
+        "checkpoint", type=Path, help="a run's folder, its checkpoint, or this command's safetensors file"
+    )
     parser.add_argument("--to", required=True, choices=FORMATS, help="whose format")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument(

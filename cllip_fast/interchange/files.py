@@ -73,14 +73,14 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def find_file(path: Path) -> Path:
-    """`path`, or the weights file in it if it is a folder."""
+    """`path`, or the weights in it if it is a folder: somebody's file, or the newest checkpoint of a run."""
     if path.is_file() or sharded_checkpoint.is_folder(path):
         return path
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a file of weights or a folder with one")
-    found = find_weights(path)
+    found = find_weights(path) or next(reversed(checkpoint.stored(path / "checkpoints")), None)
     if found is None:
-        raise InputError(f"{path} holds none of {', '.join(_WEIGHTS_FILES)}")
+        raise InputError(f"{path} holds none of {', '.join(_WEIGHTS_FILES)}, checkpoints/step_*")
     return found
 
 

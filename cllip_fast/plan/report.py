@@ -20,7 +20,7 @@ def assumptions(run: Settings, device: Device) -> list[str]:
         f"{RESERVED / GIB:.1f} GiB for driver, CUDA, NCCL and libraries; no fragmentation of the allocator",
         "gradients are counted beside all activations: an upper bound for the first batch of a step",
         "every caption and region text at its full length, every region real",
-        "losses on fp32 features in TF32 (the trainer's setting); other fp32 products likewise",
+        "all products in bf16 under autocast, the losses' too; in TF32 in a run of fp32",
         "a floor, not a forecast: kernels reach a part of these peaks, and what norms, GELU and copies move "
         "beyond what backward needs is not counted",
     ]

@@ -22,7 +22,7 @@ def test_every_format_shows_its_layout(name, capsys):
 
 def test_the_documented_commands_parse(tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text().replace("\\\n", "")
-    commands = re.findall(r"```bash\n(cllip-fast convert .*?)```", text, re.DOTALL)
+    commands = re.findall(r"^cllip-fast convert .*", text, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     for command in commands:
         assert main(shlex.split(command)[1:]) == 2  # there is no data here; a wrong option would raise SystemExit
@@ -48,6 +48,9 @@ def test_the_command_line_reports_errors_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == "cllip-fast: x.json cannot be read: No such file or directory\n"
     assert main(["scenes", "--out", str(tmp_path / "s"), "--train", "0"]) == 2
     assert "train is 0" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["scenes", "--out", str(tmp_path / "file" / "s" / "t"), "--train", "1"]) == 2
+    assert capsys.readouterr().err == f"cllip-fast: {tmp_path}/file/s/t cannot be written: Not a directory\n"
 
 
 def test_scenes_from_the_command_line(tmp_path, capsys):

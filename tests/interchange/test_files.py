@@ -130,6 +130,17 @@ def test_safetensors_keep_the_whole_model(preset: str, tmp_path: Path) -> None:
     assert torch.equal(without.visual.norm_out.bias, model.visual.norm_out.bias)
 
 
+def test_a_runs_folder_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for step in (9, 10):
+        model = small_model()
+        randomize(model)
+        model.logit_scale.data.fill_(step)
+        saved = {"model": model.state_dict(), "model_config": model.config.to_dict()}
+        torch.save(saved, tmp_path / "checkpoints" / f"step_{step}.pt")
+    assert load_model(tmp_path).logit_scale.item() == 10
+
+
 def test_our_own_files_are_checked_too(tmp_path: Path) -> None:
     model = small_model(region="roi_align")
     saved = {"model": model.state_dict(), "model_config": model.config.to_dict()}

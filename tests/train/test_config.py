@@ -26,7 +26,7 @@ def test_all_means_every_loss() -> None:
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("stepz = 3", "stepz"),
+        ("stepz = 3", r"'stepz', which is no option of the trainer; did you mean steps\?"),
         ('steps = "three"', "steps"),
         ("steps = true", "True"),
         ("steps = [", "not TOML"),
