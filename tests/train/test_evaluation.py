@@ -49,7 +49,7 @@ def flags(scenes: Path, logs: Path, **options: object) -> list[str]:
     return arguments(scenes, logs, batch_size=1, val_data=f"val={scenes / 'val'}", **options)
 
 
-def create(rank: int, world_size: int, flags: list[str], timeout: float = 60) -> Evaluation:
+def create(rank: int, world_size: int, flags: list[str], timeout: float = 600) -> Evaluation:
     """An evaluation of a model with its first weights."""
     PRESETS["tiny"] = replace(PRESETS["tiny"], **SMALL)
     group = dist.group.WORLD if world_size > 1 else None
