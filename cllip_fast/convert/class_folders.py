@@ -28,6 +28,8 @@ def read(images: Path, names: Path | None = None, template: str = "{}") -> Sourc
     if template.count("{}") != 1:
         raise InputError(f"template is {template!r}, expected a text with one {{}} for the class name")
     files = [name for name in list_images(check_folder("images", images)) if "/" in name]
+    if not files:
+        raise InputError(f"images folder {images} holds no folder with images, expected one for each class")
     folders = list(dict.fromkeys(name.split("/")[0] for name in files))
     known = {folder: folder.replace("_", " ") for folder in folders} if names is None else _read_names(names)
     missing = [folder for folder in folders if folder not in known]

@@ -37,3 +37,10 @@ def test_imagenet_names(tmp_path):
 def test_a_template_has_one_place(tmp_path, template):
     with pytest.raises(InputError, match=r"expected a text with one \{\} for the class name"):
         read(tmp_path, template=template)
+
+
+def test_a_folder_without_class_folders(tmp_path):
+    images = paint(tmp_path / "images", "loose.jpg")
+    (images / "cat").mkdir()
+    with pytest.raises(InputError, match=r"images holds no folder with images, expected one for each class"):
+        read(images)
