@@ -1,14 +1,19 @@
-"""Shared by all tests: few threads (ranks and workers share the cores), fixed seeds, why gpu and slow tests skip."""
+"""Shared by all tests: few threads (ranks and workers share the cores), fixed seeds, signals, why some tests skip."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 torch.set_num_threads(1)
+tqdm.monitor_interval = 0  # no thread that could hold a lock just when a test forks
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """The trainer's are taken back: workers that a later test forks would inherit them, and not be ended by SIGTERM."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

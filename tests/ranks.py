@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 
-def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 90) -> list[Any]:
+def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
     """[function(rank, world_size, *args) of each rank], run in `world_size` processes under a gloo group."""
     # A server that has done the slow imports forks each rank in milliseconds, and has no threads to break.
     context = multiprocessing.get_context("forkserver")

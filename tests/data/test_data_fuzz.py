@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import random
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +22,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.shard_tools import check_shards, gather_statistics, split_shards, write_indices
 from tests.data.painted import record, write_shard
 from tests.data.photos import encoded, photo
+from tests.ranks import on_ranks
 
 HEADROOM = 2 << 30  # bytes of address space above what the process starts with
 PER_SAMPLE = ("broken image", "size differs from record", "no caption", "bad record", "too many pixels")
@@ -78,12 +77,14 @@ def damaged(whole: bytes, members: list[tuple[int, int]], rng: random.Random) ->
     return bytes(data)
 
 
-@pytest.fixture
-def limited() -> Iterator[Callable[..., Result]]:
-    """Runs functions in a process of limited memory: a crash, a hang or a blow-up there fails the test."""
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"), initializer=limit_memory)
-    yield lambda *task: pool.submit(*task).result(timeout=120)
-    pool.shutdown()
+def limited(*task: object) -> list[Result | str]:
+    """Run a function in a process of limited memory: a crash, a hang or a blow-up there fails the test."""
+    return on_ranks(1, run_limited, *task, timeout=240)[0]
+
+
+def run_limited(rank: int, world_size: int, function: Callable[..., list[Result | str]], *args: object) -> object:
+    limit_memory()
+    return function(*args)
 
 
 def limit_memory() -> None:
@@ -177,7 +178,7 @@ def read_damaged(work: Path, whole: bytes, seeds: range, tokenizer: Tokenizer) -
     return results
 
 
-def test_damage_is_counted_alike_by_loader_and_tools(tmp_path, tokenizer, limited):
+def test_damage_is_counted_alike_by_loader_and_tools(tmp_path, tokenizer):
     sizes = [(40, 30), (30, 50), (33, 33), (64, 20), (21, 60)]
     files = [(encoded(photo(*size, seed=i)), size) for i, size in enumerate(sizes)]
     files += [(encoded(photo(24, 24), "PNG"), (24, 24)), (encoded(photo(50, 40), progressive=True), (50, 40))]
@@ -190,7 +191,7 @@ def test_damage_is_counted_alike_by_loader_and_tools(tmp_path, tokenizer, limite
         assert "no shard can be read (2 of 2)" in refusal
 
 
-def test_damaged_photographs_are_counted_alike(tmp_path, tokenizer, limited, coco):
+def test_damaged_photographs_are_counted_alike(tmp_path, tokenizer, coco):
     files = []
     for path in sorted((coco / "images").glob("*.jpg"))[::70]:
         with Image.open(path) as image:

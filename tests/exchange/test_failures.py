@@ -23,8 +23,8 @@ from cllip_fast.streaming import info_nce
 from tests import dense
 
 WORLD_SIZE, FAILING = 4, 2
-TIMEOUT = 1.5  # seconds, of the group that the loss runs on
-SLACK = 4.0  # for a busy machine
+TIMEOUT = 3.0  # seconds, of the group that the loss runs on
+SLACK = 12.0  # for a busy machine
 
 
 def fail_in_user_code() -> None:
@@ -89,7 +89,7 @@ def outcomes(stays: bool, function: Callable[..., None], *args: Any) -> list[tup
         processes = [context.Process(target=_rank, args=(rank, *target), daemon=True) for rank in range(WORLD_SIZE)]
         for process in processes:
             process.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
         hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]

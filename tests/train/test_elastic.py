@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -20,6 +17,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.train import checkpoint, distributed
 from cllip_fast.train.config import parse
 from cllip_fast.train.main import train
+from tests.launched import launch, output_of
 from tests.ranks import on_ranks
 from tests.train.test_parallel import arguments, curve, values
 
@@ -49,14 +47,8 @@ def test_a_killed_worker_is_restarted_and_the_run_goes_on(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1",
                str(script), *flags]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", distributed.OWN_STORE: "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output = process.communicate(timeout=300)[0]
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # the workers too, should one of them hang
-            os.killpg(process.pid, signal.SIGKILL)
+    process = launch(command, env=environment)
+    output = output_of(process)
     assert process.returncode == 0, output
     assert "writing to" in output  # the first start found no checkpoint
     assert "going on after step" in output

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from cllip_fast.train import checkpoint, distributed
 from cllip_fast.train.config import parse
 from cllip_fast.train.main import train
 from cllip_fast.train.signals import UNFINISHED
+from tests.launched import kill, launch, output_of, wait_for_lines
 
 MAIN = Path(__file__).parents[2] / "train" / "main.py"
 SCENES = 96
@@ -51,21 +51,6 @@ def run(scenes: Path, logs: Path, **options: object) -> Path:
     with distributed.start("cpu") as world:
         train(config, world)
     return logs / config.name
-
-
-def launch(scenes: Path, logs: Path, *, processes: int = 1, **options: object) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        str(MAIN),
-    ]
-    return subprocess.Popen(
-        command + arguments(scenes, logs, **options), env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -114,31 +99,22 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(scenes: Path, tmp_path
 
 
 def test_two_processes_follow_the_curve_of_one(scenes: Path, tmp_path: Path, whole_run: Path) -> None:
-    process = launch(scenes, tmp_path, processes=2, batch_size=4)
-    output = process.communicate(timeout=240)[0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(MAIN)]
+    process = launch(command + arguments(scenes, tmp_path, batch_size=4), env=os.environ | {"OMP_NUM_THREADS": "1"})
+    output = output_of(process)
     assert process.returncode == 0, output
     one, two = losses(whole_run), losses(tmp_path / "scenes")
     assert two.keys() == one.keys()
     assert [two[step] for step in sorted(one)] == pytest.approx([one[step] for step in sorted(one)], rel=2e-4)
 
 
-def wait_for_step(log: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.05)
-    process.kill()
-    pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
-
-
 def test_sigterm_saves_and_ends_with_its_exit_code(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(MAIN), *arguments(scenes, tmp_path, steps=4000, save_frequency=100_000)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = launch(command)
     folder = tmp_path / "scenes"
-    wait_for_step(folder / "log.jsonl", 3, process)
+    wait_for_lines(folder / "log.jsonl", 3, process)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
+    output = output_of(process)
     assert process.returncode == UNFINISHED == 75, output
     assert "stopped by SIGTERM" in output
     assert not (folder / "results.json").exists()
@@ -150,11 +126,10 @@ def test_sigterm_saves_and_ends_with_its_exit_code(scenes: Path, tmp_path: Path)
 
 def test_sigkill_loses_only_the_work_since_the_last_checkpoint(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(MAIN), *arguments(scenes, tmp_path, steps=4000, save_frequency=2)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = launch(command)
     folder = tmp_path / "scenes"
-    wait_for_step(folder / "log.jsonl", 7, process)
-    process.kill()
-    process.communicate()
+    wait_for_lines(folder / "log.jsonl", 7, process)
+    kill(process)
     step = checkpoint.read(checkpoint.find("latest", folder / "checkpoints"))["step"]
     assert step >= 6
     with distributed.start("cpu") as world:  # one step more than was saved: the schedule's length is free to change

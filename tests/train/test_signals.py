@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,18 +19,10 @@ from cllip_fast.data import make_scenes
 from cllip_fast.train import checkpoint, distributed, evaluation
 from cllip_fast.train.config import parse
 from cllip_fast.train.signals import UNFINISHED, StopRequest
+from tests.launched import launch, output_of, wait_for_lines
 from tests.ranks import on_ranks
 
 MAIN = Path(__file__).parents[2] / "train" / "main.py"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    earlier = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in earlier.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -94,28 +84,18 @@ def test_ranks_wait_for_the_main_one_longer_than_their_collectives_may_take() ->
     assert on_ranks(2, wait_long) == [["waited"], ["waited", "timed out"]]
 
 
-def wait_for_step(log: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.05)
-    process.kill()
-    pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
-
-
 def test_under_torchrun_a_signal_to_one_worker_ends_all_and_the_next_run_goes_on(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(MAIN)]
-    process = subprocess.Popen(
+    process = launch(
         command + arguments(scenes, tmp_path, steps=4000, save_frequency=100_000, log_every_n_steps=2),
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     folder = tmp_path / "scenes"
-    wait_for_step(folder / "log.jsonl", 2, process)
+    wait_for_lines(folder / "log.jsonl", 2, process)
     workers = [each for each in psutil.Process(process.pid).children() if str(MAIN) in each.cmdline()]
     (rank_1,) = (each for each in workers if each.environ()["RANK"] == "1")
     rank_1.send_signal(signal.SIGUSR1)
-    output = process.communicate(timeout=120)[0]
+    output = output_of(process)
     assert process.returncode == 1, output  # torchrun's word for every failure
     assert f"exitcode  : {UNFINISHED}" in output
     assert "stopped by another rank after step" in output

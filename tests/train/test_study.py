@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cllip_fast import extras
-from cllip_fast.train.study_report import Study, curves_of, final_table, full, limits, plateau, values_of
+from cllip_fast.train.study_report import Study, curves_of, final_table, full, limits, name_of, plateau, values_of
 from cllip_fast.train.variants import CLAIMS, GROUPS, PAIRS, SHORT, VARIANTS
 
 STUDY = Path(__file__).parents[2] / "train" / "study.py"
@@ -76,6 +76,10 @@ def test_one_seed_and_ceilings_are_admitted(tmp_path: Path) -> None:
     assert "`val`" in line
     assert "pointing (1 of 2 variants)" in line
     assert "nothing" in full({"clip": [record(0.9)]})[0]
+    unseen = record(0.5)
+    unseen["results"] = {"unseen": unseen["results"]["val"] | {"t2r_r10": 1.0}}
+    assert "nothing" in full({"clip": [unseen]})[0]
+    assert name_of("t2r_r10") not in final_table({"clip": [unseen]}, "unseen")[0]
 
 
 def test_the_plateau_is_measured_against_everything(tmp_path: Path) -> None:
