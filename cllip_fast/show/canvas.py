@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from bisect import bisect_right
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from cllip_fast.show.fonts import fit
 
 Colour = tuple[int, int, int]
 
@@ -22,17 +24,13 @@ INK: Colour = (30, 30, 34)
 FAINT: Colour = (110, 110, 118)
 PAPER: Colour = (250, 250, 248)
 DASH = 6  # pixels, dash and gap each
-
-
-@cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font at `size` pixels."""
-    return ImageFont.load_default(size)
+SEEN = 5  # pixels of the picture that the border of the smallest box leaves to be seen
 
 
 def text_width(text: str, size: int) -> int:
-    """Width in pixels of one line of text."""
-    return round(font(size).getlength(text))
+    """Width in pixels of one line of text as `write` draws it."""
+    font, text = fit(text, size)
+    return round(font.getlength(text))
 
 
 def cut(text: str, width: float, size: int) -> str:
@@ -40,10 +38,8 @@ def cut(text: str, width: float, size: int) -> str:
     text = " ".join(text.split())
     if text_width(text, size) <= width:
         return text
-    kept = text
-    while kept and text_width(kept.rstrip() + "…", size) > width:
-        kept = kept[:-1]
-    return kept.rstrip() + "…"
+    fits = bisect_right(range(len(text)), width, key=lambda count: text_width(text[:count].rstrip() + "…", size))
+    return text[: max(fits - 1, 0)].rstrip() + "…"
 
 
 def wrap(text: str, width: float, size: int, lines: int) -> list[str]:
@@ -60,7 +56,8 @@ def wrap(text: str, width: float, size: int, lines: int) -> list[str]:
 
 def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour = INK) -> None:
     """Write one line of text with its top left corner at `place`."""
-    draw.text(place, text, fill=colour, font=font(size))
+    font, text = fit(text, size)
+    draw.text(place, text, fill=colour, font=font)
 
 
 def outline(
@@ -74,9 +71,11 @@ def outline(
     """Draw a box's border, solid or dashed, with a dark edge that keeps it visible on any background.
 
     Args:
-        box: x0, y0, x1, y1 in pixels, x0 <= x1 and y0 <= y1.
+        box: x0, y0, x1, y1 in pixels, x0 <= x1 and y0 <= y1; one too small to be seen into is drawn around what it
+            holds.
     """
-    x0, y0, x1, y1 = (round(value) for value in box)
+    least = 2 * width + SEEN
+    (x0, x1), (y0, y1) = (_spread(*sides, least) for sides in (box[::2], box[1::2]))
     if not dashed:
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=INK, width=width + 2)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
@@ -95,6 +94,12 @@ def outline(
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=INK)
     for dash in dashes:
         draw.rectangle(dash, fill=colour)
+
+
+def _spread(low: float, high: float, least: int) -> tuple[int, int]:
+    """Both ends in whole pixels, moved apart alike until `least` pixels lie from one to the other."""
+    more = max(0, least - (high - low)) / 2
+    return round(low - more), round(high + more)
 
 
 def swatch(draw: ImageDraw.ImageDraw, place: tuple[float, float], colour: Colour, side: int = 12) -> None:

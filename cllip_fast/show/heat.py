@@ -33,12 +33,18 @@ def heat_panel(image: Image.Image, similarity: Tensor, *, opacity: float = 0.62)
     colours = colour_map((values - low) / max(high - low, 1e-9))
     heat = Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST)
     panel = Image.blend(image.convert("L").convert("RGB"), heat, opacity)
-    row, column = divmod(int(values.argmax()), values.shape[1])
+    row, column = _peak(values)
     mark_peak(
         ImageDraw.Draw(panel),
         ((column + 0.5) * image.width / values.shape[1], (row + 0.5) * image.height / values.shape[0]),
     )
     return panel
+
+
+def _peak(values: np.ndarray) -> tuple[int, int]:
+    """Row and column of the highest value; of several alike, as at the image's edges, the one in their middle."""
+    highest = np.argwhere(values == values.max())
+    return tuple(highest[np.square(highest - highest.mean(0)).sum(1).argmin()].tolist())
 
 
 def mark_peak(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: int = 7) -> None:

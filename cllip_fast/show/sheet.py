@@ -148,7 +148,7 @@ def draw_row(picture: Image.Image, captions: list[str], answers: list[Answer]) -
         swatch(draw, (x, 7), colours[k])
         write(draw, (x + 20, 5), cut(answer.phrase, width - 20, TEXT), TEXT)
         low, high = answer.similarity.aminmax()
-        write(draw, (x, 5 + LINE), f"cosine {low:.2f} to {high:.2f}", SMALL, FAINT)
+        write(draw, (x, 5 + LINE), f"cosine {low:z.2f} to {high:z.2f}", SMALL, FAINT)
         panel = heat_panel(picture, answer.similarity)
         for box in answer.boxes:
             outline(ImageDraw.Draw(panel), to_pixels(box, picture), colours[k])

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from cllip_fast.data.batch import Batch
 from cllip_fast.errors import InputError
 from cllip_fast.models import create_model
 from cllip_fast.show import picture_sheet, sheet
-from cllip_fast.show.canvas import INK, PALETTE, cut, font, wrap
+from cllip_fast.show.canvas import INK, PALETTE, cut, outline, text_width, wrap
 from cllip_fast.show.heat import colour_map, heat_panel
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 0.2)
@@ -126,6 +126,24 @@ def test_heat_panel_is_brightest_at_its_peak() -> None:
     assert (panel[48, 208] == 255).all()  # the mark, at the cell's centre
 
 
+def test_the_mark_is_in_the_middle_of_a_flat_peak() -> None:
+    """A map laid over an image is level from the outer patches' centres to the image's edge."""
+    similarity = torch.zeros(64, 64)
+    similarity[:24, 30] = 1.0
+    panel = np.asarray(heat_panel(Image.new("RGB", (64, 64), (100, 100, 100)), similarity, opacity=1.0))
+    white = np.argwhere((panel == 255).all(-1))
+    assert np.abs(white.mean(0) - (12, 30.5)).max() <= 1, "not at the edge, where half of it would be missing"
+
+
+@pytest.mark.parametrize("dashed", [False, True])
+def test_what_a_tiny_box_holds_is_seen(dashed: bool) -> None:
+    picture = Image.new("RGB", (60, 60), (9, 200, 9))
+    outline(ImageDraw.Draw(picture), (30, 30, 32, 31), PALETTE[0], dashed=dashed, width=3)
+    pixels = np.asarray(picture)
+    assert (pixels[30:32, 30:33] == (9, 200, 9)).all()
+    assert (pixels == PALETTE[0]).all(-1).any()
+
+
 def test_colour_map_gets_lighter_all_the_way() -> None:
     lightness = colour_map(np.linspace(0, 1, 50)) @ np.array([0.21, 0.72, 0.07])
     assert (np.diff(lightness) > 0).all()
@@ -135,9 +153,9 @@ def test_text_is_cut_and_wrapped_to_its_width() -> None:
     text = "one two three four five six seven eight nine ten"
     assert cut("short", 200, 15) == "short"
     assert cut(text, 120, 15).endswith("…")
-    assert font(15).getlength(cut(text, 120, 15)) <= 120
+    assert text_width(cut(text, 120, 15), 15) <= 120
     lines = wrap(text, 120, 15, lines=2)
     assert len(lines) == 2
     assert text.startswith(lines[0] + " " + lines[1].removesuffix("…"))
-    assert all(font(15).getlength(line) <= 120 for line in lines)
+    assert all(text_width(line, 15) <= 120 for line in lines)
     assert wrap("short", 120, 15, lines=2) == ["short"]
