@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cllip_fast.models import CllipModel
+
+FINE = 16  # points a side of a patch, to measure boxes by
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,26 @@ class Look:
     patches: Tensor
     own: float
 
-    def inside(self, box: Tensor) -> float:
-        """Of what the patches get, the share of those whose centre lies in a box [4], xyxy in [0, 1]."""
-        rows, columns = self.patches.shape
-        y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
-        x0, y0, x1, y1 = box.tolist()
-        inside = ((y >= y0) & (y <= y1))[:, None] & ((x >= x0) & (x <= x1))
-        return float(self.patches[inside].sum() / self.patches.sum())
+    def inside(self, boxes: Tensor) -> float:
+        """Of what the patches get, the share in boxes [n, 4], xyxy in [0, 1]; a patch's is spread evenly over it.
+
+        Attention that is the same everywhere so gives the share of the image that the boxes cover.
+        """
+        covered = F.avg_pool2d(_covered(boxes, self.patches.shape)[None], FINE)[0]
+        return float((self.patches * covered).sum() / self.patches.sum())
+
+
+def covered_share(boxes: Tensor) -> float:
+    """The share of the image that boxes [n, 4] cover together."""
+    return float(_covered(boxes, (FINE, FINE)).mean())
+
+
+def _covered(boxes: Tensor, grid: Sequence[int]) -> Tensor:
+    """Where `FINE` by `FINE` points a patch lie in any of boxes [n, 4]: [h·FINE, w·FINE] of 0 and 1."""
+    y, x = ((torch.arange(length * FINE) + 0.5) / (length * FINE) for length in grid)
+    x0, y0, x1, y1 = boxes.T[..., None]  # [n, 1] each
+    rows, columns = (y >= y0) & (y <= y1), (x >= x0) & (x <= x1)
+    return (rows[:, :, None] & columns[:, None]).any(0).float()
 
 
 @torch.no_grad()

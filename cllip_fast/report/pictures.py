@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from cllip_fast.report.attention import Look
+from cllip_fast.report.attention import Look, covered_share
 from cllip_fast.report.failures import BoxFailure, ImageFailure, RegionFailure
 from cllip_fast.report.html import Html, image, join, tag
 from cllip_fast.show.canvas import PALETTE, Colour, outline
@@ -85,20 +85,24 @@ def box_card(failure: BoxFailure, picture: Image.Image, key: str) -> Html:
 
 def attention_row(picture: Image.Image, answer: Answer, box: Look | None, text: Look | None) -> Html:
     """A phrase's boxes, and what the prompt of its first box and its own prompt look at."""
-    true = answer.boxes[0]
-    width, height = (true[2:] - true[:2]).tolist()
+    several, first = len(answer.boxes) > 1, answer.boxes[:1]
+    covers = f" {len(answer.boxes)} boxes cover" if several else " its box covers"
+    covers += f" {_percent(covered_share(answer.boxes))} of the image"
+    if several:
+        covers += f", the first {_percent(covered_share(first))}"
     panels = [
         tag(
             "figure",
             image(_outlined(picture, answer.boxes, answer.predicted), f"Image with the boxes of “{answer.phrase}”"),
-            _caption(tag("strong", answer.phrase), _faint(f" the box covers {_percent(width * height)} of the image")),
+            _caption(tag("strong", answer.phrase), _faint(covers)),
         )
     ]
-    for look, name in ((box, "box prompt"), (text, "phrase prompt")):
+    for look, name, boxes in ((box, "box prompt", first), (text, "phrase prompt", answer.boxes)):
         if look is not None:
-            share = f" {_percent(look.inside(true))} in the box; {_percent(look.own)} to the prompt itself"
+            place = "boxes" if len(boxes) > 1 else "box"
+            share = f" {_percent(look.inside(boxes))} in the {place}; {_percent(look.own)} stays in the prompt"
             alt = f"Attention of the {name} of “{answer.phrase}” over the patches"
-            panels.append(_map(picture, look.patches, alt, [true], PALETTE[0], tag("strong", name), _faint(share)))
+            panels.append(_map(picture, look.patches, alt, boxes, PALETTE[0], tag("strong", name), _faint(share)))
     return tag("div", *panels, class_="panels")
 
 
@@ -150,15 +154,15 @@ def _swatch(colour: Colour) -> Html:
 
 def _span(values: Tensor) -> str:
     low, high = torch.aminmax(values)
-    return f"cosine {low:.2f} to {high:.2f}"
+    return f"cosine {low:z.2f} to {high:z.2f}"
 
 
 def _said(text: str, cosine: float) -> str:
-    return f"“{text}” (cosine\N{NO-BREAK SPACE}{cosine:.2f})"
+    return f"“{text}” (cosine\N{NO-BREAK SPACE}{cosine:z.2f})"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.{int(0 < share < 0.01)}f}\N{NO-BREAK SPACE}%"
 
 
 def _ordinal(rank: int) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cllip_fast.models import CllipModel, create_model
-from cllip_fast.report.attention import Look, look_at_boxes, look_for_texts
+from cllip_fast.report.attention import Look, covered_share, look_at_boxes, look_for_texts
 
 SIZES = {"embed_dim": 16, "vision_width": 32, "vision_depth": 1, "text_width": 32, "text_depth": 1}
 BOXES = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.4], [0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
@@ -58,9 +58,22 @@ def test_attention_is_the_layers(pool: str, class_token: bool, kind: str) -> Non
             assert look.own == pytest.approx(float(mean[:length].sum()), abs=1e-6)
 
 
-def test_the_share_inside_a_box() -> None:
+def test_the_share_inside_boxes() -> None:
     look = Look(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) / 20, own=0.5)
-    assert look.inside(torch.tensor([0.0, 0.0, 1.0, 1.0])) == pytest.approx(1)
-    assert look.inside(torch.tensor([0.5, 0.0, 1.0, 0.6])) == pytest.approx(0.2)
-    assert look.inside(torch.tensor([0.0, 0.6, 1.0, 1.0])) == pytest.approx(0.7)
-    assert look.inside(torch.tensor([0.3, 0.3, 0.4, 0.4])) == 0
+    upper, lower = [0.5, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]
+    for boxes, share in (
+        ([[0.0, 0.0, 1.0, 1.0]], 1.0),
+        ([upper], 0.2),
+        ([lower], 0.7),
+        ([upper, lower, upper], 0.9),
+        ([[0.25, 0.25, 0.5, 0.5]], 0.025),  # a quarter of the first patch, whose centre is on its edge
+        ([[0.0, 0.75, 0.125, 1.0]], 0.3 / 8),  # holds no patch's centre
+    ):
+        assert look.inside(torch.tensor(boxes)) == pytest.approx(share)
+
+
+def test_even_attention_gives_the_boxes_share_of_the_image() -> None:
+    boxes = torch.tensor([[0.1, 0.2, 0.45, 0.9], [0.3, 0.6, 0.98, 0.75]])
+    expected = 0.35 * 0.7 + 0.68 * 0.15 - 0.15 * 0.15
+    assert covered_share(boxes) == pytest.approx(expected, abs=0.01)
+    assert Look(torch.full((8, 8), 0.7 / 64), own=0.3).inside(boxes) == pytest.approx(expected, abs=0.02)
