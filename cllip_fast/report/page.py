@@ -169,8 +169,8 @@ def _attention(findings: Findings) -> Html:
         return join(*map(note, findings.untrained)) or note("No image of the sample has a region.")
     text = (
         "The share of attention that each patch gets, in the Prompter's layer, from a prompt's own tokens: a box's two "
-        "corners (their mean) or a phrase. Below: how much of what the patches get lies in the true boxes (of attention "
-        "that is the same everywhere, the boxes' share of the image), and how much of all stays in the prompt."
+        "corners (their mean) or a phrase. Below: how much of what the patches get lies in the true boxes (were it "
+        "even, the boxes' share of the image), and how much of all attention stays in the prompt."
     )
     rows = [
         _split(

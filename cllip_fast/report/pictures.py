@@ -15,6 +15,8 @@ from cllip_fast.show.canvas import PALETTE, Colour, outline
 from cllip_fast.show.heat import colour_bar, heat_panel
 from cllip_fast.show.sheet import MAPS, Answer, draw_boxes, to_pixels
 
+CARD_LINE = 4  # pixels of a picture that is shown at about half its size
+
 
 def legend(*, predicted: bool, maps: str | None = None) -> Html:
     """What lines and colours mean; `maps`: of what the heat maps are."""
@@ -120,9 +122,9 @@ def _outlined(picture: Image.Image, boxes: Sequence[Tensor], predicted: Tensor |
     marked = picture.copy()
     draw = ImageDraw.Draw(marked)
     for box in boxes:
-        outline(draw, to_pixels(box, picture), PALETTE[0], width=3)
+        outline(draw, to_pixels(box, picture), PALETTE[0], width=CARD_LINE)
     if predicted is not None:
-        outline(draw, to_pixels(predicted, picture), PALETTE[1], dashed=True, width=3)
+        outline(draw, to_pixels(predicted, picture), PALETTE[1], dashed=True, width=CARD_LINE)
     return marked
 
 

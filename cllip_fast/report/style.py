@@ -73,7 +73,7 @@ details { margin: 12px 0; }
   padding: 0; list-style: none; }
 .card { display: flex; gap: 12px; padding: 10px; border: 1px solid var(--line); border-radius: 6px;
   background: var(--card); font-size: 0.9375rem; line-height: 1.4; }
-.card img { flex: none; width: 128px; align-self: flex-start; }
+.card img { flex: none; width: 144px; align-self: flex-start; }
 .card p { margin: 0 0 4px; }
 article { margin: 20px 0; padding-top: 12px; border-top: 1px solid var(--line); }
 article > p { margin-top: 0; }

@@ -23,7 +23,7 @@ PALETTE: tuple[Colour, ...] = (
 INK: Colour = (30, 30, 34)
 FAINT: Colour = (110, 110, 118)
 PAPER: Colour = (250, 250, 248)
-DASH = 6  # pixels, dash and gap each
+DASH = 3  # of the line's width, dash and gap each
 SEEN = 5  # pixels of the picture that the border of the smallest box leaves to be seen
 
 
@@ -80,15 +80,15 @@ def outline(
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=INK, width=width + 2)
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
         return
-    inset = width - 1
+    inset, long = width - 1, DASH * width
     dashes = [
         dash
-        for x in range(x0, x1 + 1, 2 * DASH)
-        for dash in ((x, y0, min(x + DASH, x1), y0 + inset), (x, y1 - inset, min(x + DASH, x1), y1))
+        for x in range(x0, x1 + 1, 2 * long)
+        for dash in ((x, y0, min(x + long, x1), y0 + inset), (x, y1 - inset, min(x + long, x1), y1))
     ] + [
         dash
-        for y in range(y0, y1 + 1, 2 * DASH)
-        for dash in ((x0, y, x0 + inset, min(y + DASH, y1)), (x1 - inset, y, x1, min(y + DASH, y1)))
+        for y in range(y0, y1 + 1, 2 * long)
+        for dash in ((x0, y, x0 + inset, min(y + long, y1)), (x1 - inset, y, x1, min(y + long, y1)))
     ]
     for left, top, right, bottom in dashes:
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=INK)
