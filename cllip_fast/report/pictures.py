@@ -15,6 +15,7 @@ from cllip_fast.show.canvas import PALETTE, Colour, outline
 from cllip_fast.show.heat import colour_bar, heat_panel
 from cllip_fast.show.sheet import MAPS, Answer, draw_boxes, to_pixels
 
+LONGEST = 200  # characters of a text beside a picture
 CARD_LINE = 4  # pixels of a picture that is shown at about half its size
 
 
@@ -34,15 +35,15 @@ def picture_row(picture: Image.Image, caption: str, answers: list[Answer]) -> Ht
     colours = [PALETTE[k % len(PALETTE)] for k in range(len(answers))]
     boxes = tag(
         "figure",
-        image(draw_boxes(picture, answers, colours), f"Image of “{caption}” with the boxes of {len(answers)} phrases"),
+        image(draw_boxes(picture, answers, colours), f"Image of “{caption}” with the boxes of its phrases"),
         tag("ul", *map(_phrase, answers, colours), class_="phrases") if answers else _caption("no regions"),
     )
     maps = [
         _map(picture, answer.similarity, f"Similarity of “{answer.phrase}” to the patches", answer.boxes, colour,
-             _swatch(colour), f" {answer.phrase} ", _faint(_span(answer.similarity)))
+             _swatch(colour), " ", _isolated(answer.phrase), " ", _faint(_span(answer.similarity)))
         for answer, colour in list(zip(answers, colours, strict=True))[:MAPS]
     ]  # fmt: skip
-    return tag("article", tag("p", f"“{caption}”"), tag("div", boxes, *maps, class_="panels"))
+    return tag("article", tag("p", _quoted(caption, len(caption))), tag("div", boxes, *maps, class_="panels"))
 
 
 def image_card(failure: ImageFailure, picture: Image.Image, key: str) -> Html:
@@ -50,11 +51,11 @@ def image_card(failure: ImageFailure, picture: Image.Image, key: str) -> Html:
         said = "no other caption to confuse it with"
     else:
         place = "stood first" if failure.rank > 1 else "stood next"
-        said = f"{place}: {_said(failure.said, failure.said_cosine)}"
+        said = join(f"{place}: ", _said(failure.said, failure.said_cosine))
     return _card(
         image(picture, f"Image {key}"),
         _strong(f"loss {failure.loss:.2f}", f"own caption ranks {_ordinal(failure.rank)}"),
-        f"own: {_said(failure.caption, failure.cosine)}",
+        join("own: ", _said(failure.caption, failure.cosine)),
         said,
         _faint(key),
     )
@@ -65,11 +66,11 @@ def region_card(failure: RegionFailure, picture: Image.Image, key: str) -> Html:
         said = "no other phrase to confuse it with"
     else:
         instead = failure.said_cosine >= failure.cosine
-        said = f"{'said instead' if instead else 'next'}: {_said(failure.said, failure.said_cosine)}"
+        said = join("said instead: " if instead else "next: ", _said(failure.said, failure.said_cosine))
     return _card(
         image(_outlined(picture, [failure.box]), f"Image {key} with the box of “{failure.phrase}”"),
         _strong(f"loss {failure.loss:.2f}"),
-        f"true: {_said(failure.phrase, failure.cosine)}",
+        join("true: ", _said(failure.phrase, failure.cosine)),
         said,
         _faint(key),
     )
@@ -80,7 +81,7 @@ def box_card(failure: BoxFailure, picture: Image.Image, key: str) -> Html:
     return _card(
         image(marked, f"Image {key} with the true and the predicted box of “{failure.phrase}”"),
         _strong(f"loss {failure.loss:.2f}", f"IoU {_percent(failure.iou)}"),
-        f"“{failure.phrase}”" + (f", {len(failure.boxes)} boxes" if len(failure.boxes) > 1 else ""),
+        join(_quoted(failure.phrase), f", {len(failure.boxes)} boxes" if len(failure.boxes) > 1 else None),
         _faint(key),
     )
 
@@ -96,7 +97,7 @@ def attention_row(picture: Image.Image, answer: Answer, box: Look | None, text: 
         tag(
             "figure",
             image(_outlined(picture, answer.boxes, answer.predicted), f"Image with the boxes of “{answer.phrase}”"),
-            _caption(tag("strong", answer.phrase), _faint(covers)),
+            _caption(tag("strong", _isolated(answer.phrase)), _faint(covers)),
         )
     ]
     for look, name, boxes in ((box, "box prompt", first), (text, "phrase prompt", answer.boxes)):
@@ -131,7 +132,7 @@ def _outlined(picture: Image.Image, boxes: Sequence[Tensor], predicted: Tensor |
 def _phrase(answer: Answer, colour: Colour) -> Html:
     times = f" ({len(answer.boxes)})" if len(answer.boxes) > 1 else ""
     iou = _faint(f" IoU {_percent(answer.iou)}") if answer.iou is not None else None
-    return tag("li", _swatch(colour), f" {answer.phrase}{times}", iou)
+    return tag("li", _swatch(colour), " ", _isolated(answer.phrase), times, iou)
 
 
 def _card(picture: Html, *lines: object) -> Html:
@@ -159,8 +160,19 @@ def _span(values: Tensor) -> str:
     return f"cosine {low:z.2f} to {high:z.2f}"
 
 
-def _said(text: str, cosine: float) -> str:
-    return f"“{text}” (cosine\N{NO-BREAK SPACE}{cosine:z.2f})"
+def _said(text: str, cosine: float) -> Html:
+    return join(_quoted(text), f" (cosine\N{NO-BREAK SPACE}{cosine:z.2f})")
+
+
+def _quoted(text: str, longest: int = LONGEST) -> Html:
+    return join("“", _isolated(text, longest), "”")
+
+
+def _isolated(text: str, longest: int = LONGEST) -> Html:
+    """Text of the data, whose direction of writing does not reach what stands around it; a long one is cut."""
+    if len(text) <= longest:
+        return tag("bdi", text)
+    return tag("bdi", text[:longest].rstrip() + "…", title=text)
 
 
 def _percent(share: float) -> str:

@@ -120,7 +120,7 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(page.all("img")) == 3 * 5 + 3 + 9 + 9 + 3 * 2 * 3 + 2
     assert not [paragraph for paragraph in page.all("p") if paragraph.get("class") == "note"]
     text = " ".join(page.text.split())
-    for words in ("val: all samples", "0:01:01", "“a red circle of a wide picture”", "step_00000003.pt"):
+    for words in ("val: all samples", "0:01:01", "a red circle of a wide picture", "step_00000003.pt"):
         assert words in text, words
     # a tenth of the 10 steps to step 20; one line of three whose loss is NaN
     for row in ("gradient not being finite 1 of 40", "loss is not finite 1 of 3", "last start) 7 of 47"):

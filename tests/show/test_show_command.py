@@ -116,7 +116,7 @@ def test_long_phrases_are_written_out(tmp_path: Path, monkeypatch: pytest.Monkey
     asked = [f"the dog that lies on the left side of the brown sofa behind the {what}" for what in ("table", "chair")]
     show(image, *asked, "--checkpoint", run, "--out", tmp_path / "a.png")
     for k, phrase in enumerate(asked, 1):
-        left = phrases.GAP + k * (PANEL[1] + phrases.GAP) + 20  # the image is PANEL, upright
+        left = phrases.GAP + k * (314 + phrases.GAP) + 20  # the image has 90×110 pixels, a panel 314×384
         lines = [(text, place[1]) for text, place in written if place[0] == left]
         assert " ".join(text for text, _ in lines) == phrase
         assert [y for _, y in lines] == [phrases.GAP + line * phrases.LINE for line in range(len(lines))]
