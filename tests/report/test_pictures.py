@@ -1,10 +1,11 @@
-"""Texts of the data beside pictures: they do not turn the page's own words round, nor fill it."""
+"""What stands beside pictures: texts of the data that neither turn the page round nor fill it, and shares."""
 
 from __future__ import annotations
 
 import torch
 from PIL import Image
 
+from cllip_fast.report.attention import Look
 from cllip_fast.report.failures import BoxFailure, ImageFailure, RegionFailure
 from cllip_fast.report.html import Html
 from cllip_fast.report.pictures import attention_row, box_card, image_card, picture_row, region_card
@@ -38,3 +39,15 @@ def test_a_long_text_is_cut_and_whole_in_its_title() -> None:
     for part in all_of_them(LONG):
         assert f'<bdi title="{LONG}">very very' in part
         assert part.count("long</bdi>") == ("article" in part), "but for the caption above an image"
+
+
+def test_a_phrase_is_sought_in_all_its_boxes() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    look = Look(torch.tensor([[0.2, 0.1], [0.1, 0.4]]), own=0.2)
+    part = attention_row(PICTURE, Answer("dogs", boxes, torch.rand(2, 2), BOX, 1.0), look, look)
+    for words in (
+        "2 boxes cover 50 % of the image, the first 25 %",
+        "box prompt</strong><span class='faint'> 25 % in the box; 20 % stays in the prompt",
+        "phrase prompt</strong><span class='faint'> 75 % in the boxes; 20 % stays in the prompt",
+    ):
+        assert words.replace("'", '"') in part.replace("\N{NO-BREAK SPACE}", " ")
