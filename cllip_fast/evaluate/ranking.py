@@ -1,7 +1,8 @@
 """At which rank each query finds its first match, computed row tile by row tile.
 
 Ties count against the query: an entry that is no match and scores as high as the best match stands before it, so that a
-collapsed model, whose scores are all equal, reaches 0 % and not 100 %. Scores that are NaN count against it as well.
+collapsed model, whose scores are all equal, reaches 0 % and not 100 %. Scores that are NaN count against it as well: a
+match of NaN is not found at all, however small the gallery.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ NEVER = torch.iinfo(torch.int64).max  # rank of a match that does not exist
 TILE_ELEMENTS = 1 << 22  # scores held at once: 16 MiB in fp32
 
 
+@torch.no_grad()
 def match_ranks(
     queries: Tensor,
     gallery: Tensor,
@@ -36,7 +38,7 @@ def match_ranks(
 
     Returns:
         [Q] int64: 1 + the number of entries that do not match and do not score below the best match; `NEVER` for a
-        query that has no match.
+        query that has no match, or one whose score is not finite.
 
     Raises:
         InputError: wrong shapes, indices out of range, or an empty gallery.
@@ -51,8 +53,10 @@ def match_ranks(
     if len(gallery) == 0:
         raise InputError("gallery has no rows, expected at least one entry")
     matches = torch.bincount(query_index, minlength=len(queries))
-    counts = torch.ones_like(gallery[:, 0], dtype=torch.int64) if gallery_counts is None else gallery_counts
-    check_tensor("gallery_counts", counts, (len(gallery),), dtype=torch.int64)
+    if gallery_counts is None:
+        gallery_counts = torch.ones(len(gallery), dtype=torch.int64, device=gallery.device)
+    check_tensor("gallery_counts", gallery_counts, (len(gallery),), dtype=torch.int64)
+    counts = gallery_counts.float()  # sums are exact up to 2^24, far beyond any rank that is asked for
 
     order = query_index.argsort()
     query_index, gallery_index = query_index[order], gallery_index[order]
@@ -63,15 +67,17 @@ def match_ranks(
     for start in range(0, len(queries), rows):
         stop = min(start + rows, len(queries))
         scores = queries[start:stop] @ gallery.T
-        matching = torch.zeros_like(scores, dtype=torch.bool)
         pairs = slice(first_pair, pair_ends[stop - 1])
-        matching[query_index[pairs] - start, gallery_index[pairs]] = True
+        place = query_index[pairs] - start, gallery_index[pairs]
         first_pair = pairs.stop
-        best = scores.masked_fill(~matching, -torch.inf).amax(1, keepdim=True)
-        # "not below" rather than "at least": comparisons with NaN are false, and NaN must not look like a first place.
-        before = ~(scores < best) & ~matching
-        ranks[start:stop] = 1 + (before * counts).sum(1)
-    return ranks.masked_fill(matches == 0, NEVER)
+        best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, place[0], scores[place], "amax")
+        # Scores become 1 for what stands before the best match, else 0, in their own memory. "Not below" rather than "at
+        # least": comparisons with NaN are false, and NaN must not look like a first place.
+        scores[place] = -torch.inf  # no match stands before another
+        before = scores.lt_(best[:, None]).logical_not_()
+        ranks[start:stop] = (1 + (before.float() @ counts).long()).where(best.isfinite(), NEVER)
+        del scores, before  # or two tiles would be held while the next is computed
+    return ranks
 
 
 def recall_at(ranks: Tensor, k: int, counts: Tensor | None = None) -> float | None:

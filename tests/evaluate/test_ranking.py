@@ -5,6 +5,7 @@ import torch
 
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.ranking import NEVER, match_ranks, recall_at
+from tests.peak import measurable, peak_bytes
 
 
 def naive_ranks(scores: list[list[float]], matches: list[set[int]], counts: list[int]) -> list[int]:
@@ -36,10 +37,31 @@ def test_ties_count_against_the_query() -> None:
     assert ranks.tolist() == [4, 4, 4]
 
 
-def test_nan_is_last_not_first() -> None:
+def test_nan_is_never_found() -> None:
+    """However small the gallery: one entry would otherwise be at rank 1, and five within the first ten."""
     queries, gallery = torch.eye(3), torch.eye(3)
     queries[1, 1] = torch.nan
-    assert match_ranks(queries, gallery, torch.arange(3), torch.arange(3)).tolist() == [1, 3, 1]
+    assert match_ranks(queries, gallery, torch.arange(3), torch.arange(3)).tolist() == [1, NEVER, 1]
+    gallery[2] = torch.nan  # an entry that is no match stands before those that are
+    assert match_ranks(queries[:1], gallery, torch.tensor([0]), torch.tensor([0])).tolist() == [2]
+    nothing = torch.full((1, 3), torch.nan)
+    assert match_ranks(nothing, nothing, torch.tensor([0]), torch.tensor([0])).tolist() == [NEVER]
+
+
+@pytest.mark.skipif(not measurable(), reason="this system does not report a process's peak memory")
+def test_one_tile_of_scores_is_held() -> None:
+    """The whole matrix would be 64 MiB, a tile is 8."""
+    size, tile = 4096, 1 << 21
+    features = torch.nn.functional.normalize(torch.randn(size, 8), dim=1)
+    texts = torch.randint(size, (size,))
+    counts = texts.bincount(minlength=size)
+
+    def rank(queries: int) -> None:
+        some = torch.arange(queries)
+        match_ranks(features[:queries], features, some, texts[:queries], counts, tile_elements=tile)
+
+    rank(1)  # libraries and their buffers
+    assert peak_bytes(lambda: rank(size)) < 2 * 4 * tile
 
 
 def test_the_best_of_several_matches_counts() -> None:
