@@ -28,7 +28,7 @@ from cllip_fast.data.decode import Decoder, ImageError
 from cllip_fast.data.folders import TOKENIZER_FILE
 from cllip_fast.data.normalise import Normalise
 from cllip_fast.errors import InputError, check_tensor
-from cllip_fast.evaluate.features import unit
+from cllip_fast.evaluate.features import prompted, unit
 from cllip_fast.evaluate.texts import TextBook
 from cllip_fast.interchange import load_clip
 from cllip_fast.interchange.files import find_weights
@@ -208,17 +208,18 @@ class TrainedModel:
             raise InputError(f"boxes are of type {type(boxes).__name__}, expected [M, 4] for each of the images")
         if len(boxes) != len(images):
             raise InputError(f"boxes are for {len(boxes)} images, expected {len(images)}")
-        features, first = [], 0
+        features, first = [torch.empty(0, self.model.config.embed_dim, device=self.device)], 0
         with self.computing():
             for tokens, seen in self._encode(images):
                 shares = [self._to_square(view, boxes[first + i], first + i) for i, view in enumerate(seen)]
-                padded = torch.zeros(len(seen), max(1, *map(len, shares)), 4)
+                padded = torch.zeros(len(seen), max(map(len, shares)), 4)
                 mask = torch.zeros(padded.shape[:2], dtype=torch.bool)
                 for i, own in enumerate(shares):
                     mask[i, : len(own)] = True
                     padded[i, : len(own)] = torch.tensor(own).reshape(-1, 4)
-                regions = self.model.encode_regions(tokens, padded.to(self.device))
-                features.append(unit(regions[mask.to(self.device)]))
+                if mask.any():
+                    given = padded.to(self.device), mask.to(self.device)
+                    features.append(unit(prompted(self.model.encode_regions, tokens, *given)))
                 first += len(seen)
         return torch.cat(features)
 
@@ -234,7 +235,8 @@ class TrainedModel:
         texts = self.encode_phrases(phrases)
         with self.computing():
             tokens, (seen,) = next(self._encode([image]))
-            shares = self.model.ground(tokens, texts[None])[0].float()
+            every = torch.ones(1, len(texts), dtype=torch.bool, device=self.device)
+            shares = prompted(self.model.ground, tokens, texts[None], every)
         return to_pixels(shares, seen.window, self._side)
 
     def similarity_map(

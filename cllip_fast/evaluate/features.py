@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from cllip_fast.evaluate.pointing import hits, peak_points
 from cllip_fast.evaluate.texts import TextBook
 from cllip_fast.losses.boxes import box_iou
 from cllip_fast.models.cllip import CllipModel
+
+TILE = (16, 8)  # images, and prompts of each, that a model is asked at a time
 
 
 @dataclass
@@ -103,7 +105,7 @@ def collect(
         if len(numbers) == 0:
             continue
         region_phrase.append(numbers)
-        region_features.append(unit(model.encode_regions(tokens, batch.boxes)[mask]).cpu())
+        region_features.append(unit(prompted(model.encode_regions, tokens, batch.boxes, mask)).cpu())
 
         boxes = batch.boxes[mask].float()
         image, phrase, query = phrase_queries(numbers.to(device), mask)
@@ -111,12 +113,14 @@ def collect(
         texts = phrases.features()
         asked = texts.new_zeros(len(batch), columns, texts.shape[1])
         asked[image, column] = texts[phrase]
+        is_asked = torch.zeros(asked.shape[:2], dtype=torch.bool, device=device)
+        is_asked[image, column] = True
         patches = unit(model.encode_patches(tokens))
         with torch.autocast(device.type, enabled=False):
             maps = asked @ patches.mT  # [B, columns, P]
         hit.append(hits(peak_points(maps[image, column], grid), boxes, query).cpu())
         if can_ground:
-            predicted = model.ground(tokens, asked)[image, column].float()
+            predicted = prompted(model.ground, tokens, asked, is_asked)
             iou.append(best_iou(predicted, boxes, query).cpu())
             own_iou.append(box_iou(predicted[query], boxes).nan_to_num(0.0).cpu())
 
@@ -130,6 +134,32 @@ def collect(
         own_iou=_joined(own_iou, torch.empty(0)) if can_ground else None,
         hit=_joined(hit, torch.empty(0, dtype=torch.bool)),
     )
+
+
+def prompted(encode: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, prompts: Tensor, mask: Tensor) -> Tensor:
+    """A model's answers to the prompts of images: `encode(tokens, prompts)` of those in the mask, tile by tile.
+
+    To the paper's Prompter each prompt is a sequence as long as the image, 5 MiB at ViT-B/16: all of a batch at once, for
+    each image as many as the fullest has, would take 20 GiB for 64 images of COCO, most of it for padding.
+
+    Args:
+        encode: the model's `encode_regions` or `ground`.
+        tokens: [B, T, W], of the images.
+        prompts: [B, M, ·], boxes or text features.
+        mask: [B, M] bool, which of them are real.
+
+    Returns:
+        [R, ·] fp32, image by image; [0, 0] without prompts.
+    """
+    answers = tokens.new_zeros(*mask.shape, 0, dtype=torch.float32)
+    for first in range(0, mask.shape[1], TILE[1]):
+        part = slice(first, first + TILE[1])
+        for rows in mask[:, part].any(1).nonzero()[:, 0].split(TILE[0]):
+            found = encode(tokens[rows], prompts[rows, part])
+            if not answers.shape[2]:
+                answers = answers.new_zeros(*mask.shape, found.shape[2])
+            answers[rows, part] = found.float()
+    return answers[mask]
 
 
 def unit(features: Tensor) -> Tensor:

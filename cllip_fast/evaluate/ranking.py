@@ -71,8 +71,8 @@ def match_ranks(
         place = query_index[pairs] - start, gallery_index[pairs]
         first_pair = pairs.stop
         best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, place[0], scores[place], "amax")
-        # Scores become 1 for what stands before the best match, else 0, in their own memory. "Not below" rather than "at
-        # least": comparisons with NaN are false, and NaN must not look like a first place.
+        # In their own memory the scores become 1 for what stands before the best match, else 0. "Not below" rather than
+        # "at least": comparisons with NaN are false, and NaN must not look like a first place.
         scores[place] = -torch.inf  # no match stands before another
         before = scores.lt_(best[:, None]).logical_not_()
         ranks[start:stop] = (1 + (before.float() @ counts).long()).where(best.isfinite(), NEVER)
