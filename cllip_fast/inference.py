@@ -52,6 +52,7 @@ def load(
     attention: str | None = None,
     batch_size: int = 32,
     model: str = "",
+    exif: bool = True,
 ) -> TrainedModel:
     """Load a model that `train/main.py` trained, or CLIP weights of OpenCLIP or Hugging Face.
 
@@ -69,6 +70,8 @@ def load(
         attention: back end, where the run's is not to be had here, such as "sdpa" for "flash"; default: the run's.
         batch_size: images encoded at a time.
         model: preset of CLIP weights that do not tell it; a run knows its own.
+        exif: turn image files as their EXIF orientation says. False: pixels as stored, which is what training and the
+            annotations of public data sets refer to, and OpenCLIP's evaluations see.
 
     Raises:
         InputError: no checkpoint there, a damaged one, no tokenizer to be found or one of another vocabulary, or a
@@ -91,6 +94,7 @@ def load(
             preprocessing=read_preprocessing(path),
             dtype=dtype,
             batch_size=batch_size,
+            exif=exif,
         )
     if model:
         raise InputError(f"model is {model!r}, expected none for {path}, a run of the trainer, which knows its own")
@@ -110,6 +114,7 @@ def load(
         losses=None if run.get("pretrained") else Config(losses=run["losses"]).parts,  # there may be earlier ones
         dtype=dtype,
         batch_size=batch_size,
+        exif=exif,
     )
 
 
@@ -144,6 +149,7 @@ class TrainedModel:
         preprocessing: Preprocessing = CLIP,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
+        exif: bool = True,
     ) -> None:
         """As `load`; `crop` is "pad" or "center"; lengths in tokens are those of captions and of phrases.
 
@@ -153,7 +159,7 @@ class TrainedModel:
         self.device = next(model.parameters()).device
         self.tokenizer, self.text_length, self.region_length = tokenizer, text_length, region_length
         self.crop, self._side, self._decoder = crop, model.config.image_size, Decoder()
-        self._dtype, self._batch_size = dtype, batch_size
+        self._dtype, self._batch_size, self._exif = dtype, batch_size, exif
         self.preprocessing = preprocessing
         self._normalise = Normalise(*preprocessing)
         self._losses = losses
@@ -261,7 +267,17 @@ class TrainedModel:
             patches = unit(self.model.encode_patches(tokens))[0]
         with torch.autocast(self.device.type, enabled=False):
             maps = (texts @ patches.T).unflatten(1, self.model.config.patch_grid)
-        return maps if size is None else lay_over_image(maps, seen.window, self._side, seen.size, size)
+        return maps if size is None else self.lay_over(maps, seen.size, size)
+
+    def lay_over(self, maps: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Maps [K, h, w] over the square that the model sees of an image to [K, height, width] over the whole image.
+
+        Args:
+            maps: from `similarity_map` without a size.
+            image_size: width and height of the image.
+            size: width and height of the result; as there.
+        """
+        return lay_over_image(maps, self._window(image_size), self._side, image_size, size)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -276,9 +292,13 @@ class TrainedModel:
     def _trained(self, loss: str) -> bool:
         return self._losses is None or loss in self._losses
 
+    def _window(self, size: tuple[int, int]) -> Window:
+        """What the model sees of an image of this width and height."""
+        return choose_window(self.crop, *size, self._side, seed=0, epoch=0, key="")
+
     def _see(self, image: Picture) -> _Seen:
-        data, size = read_picture(image)
-        window = choose_window(self.crop, *size, self._side, seed=0, epoch=0, key="")
+        data, size = read_picture(image, exif=self._exif)
+        window = self._window(size)
         squares = np.empty((1, self._side, self._side, 3), dtype=np.uint8)
         try:
             self._decoder.fill(data, size, window, self._normalise.padding, squares[0])
@@ -480,8 +500,10 @@ def _check_boxes(boxes: Tensor | np.ndarray | Sequence, number: int) -> list[lis
     return values.tolist()
 
 
-def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
+def read_picture(image: Picture, *, exif: bool = True) -> tuple[bytes, tuple[int, int]]:
     """The bytes of a JPEG or PNG file, which is what the trainer's decoder takes, and the width and height in it.
+
+    With `exif` a file is turned as its orientation says.
 
     Raises:
         InputError: a path that cannot be read, an array that is no uint8 image, or something else than an image.
@@ -490,7 +512,7 @@ def read_picture(image: Picture) -> tuple[bytes, tuple[int, int]]:
         if isinstance(image, (str, Path)):
             data = Path(image).read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
-                if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                if exif and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                     turned = ImageOps.exif_transpose(picture)
                     return _to_png(turned), turned.size
                 if isinstance(picture, (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile)):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from cllip_fast.data import Batch
+from cllip_fast.data import Loader
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.ranks import share_of, summed
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cllip_fast.inference import TrainedModel
 
 Labelled = Iterable[tuple[Tensor | None, Tensor]]
-"""Images [n, 3, S, S] and their classes [n] int64; None for images that cannot be used."""
+"""Images [n, 3, S, S] and their classes [n] int64; None for n images that cannot be used."""
 
 
 def classification(
@@ -79,7 +79,7 @@ def from_folders(
             yield torch.stack(pixels), torch.tensor(labels)
 
 
-def from_shards(loader: Iterable[Batch], names: Sequence[str]) -> Iterator[tuple[Tensor | None, Tensor]]:
+def from_shards(loader: Loader, names: Sequence[str]) -> Iterator[tuple[Tensor | None, Tensor]]:
     """Samples whose first caption is the name of their class, as `convert class-folders` writes them.
 
     Raises:
@@ -94,3 +94,4 @@ def from_shards(loader: Iterable[Batch], names: Sequence[str]) -> Iterator[tuple
                 f"the caption {unknown!r} is no class, expected one of {len(names)} names such as {names[0]!r}"
             )
         yield batch.images, torch.tensor([number_of[caption] for caption in first])
+    yield None, torch.full((loader.counts["samples_skipped"],), -1)  # their classes are not known

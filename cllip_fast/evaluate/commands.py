@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from cllip_fast.data import Loader, create_loader, expand_shards, read_dataset_info
@@ -20,6 +21,7 @@ from cllip_fast.errors import InputError
 from cllip_fast.evaluate.classification import classification, from_folders, from_shards
 from cllip_fast.evaluate.compositional import compositional, read_pairs
 from cllip_fast.evaluate.evaluation import evaluate
+from cllip_fast.evaluate.ranks import summed
 from cllip_fast.evaluate.segmentation import list_pairs, segmentation
 from cllip_fast.evaluate.table import table
 from cllip_fast.evaluate.templates import class_features, read_templates
@@ -92,6 +94,8 @@ def _eval(options: argparse.Namespace) -> None:
     _check_options(options, task)
     folder = options.checkpoint if options.checkpoint.is_dir() else Path()
     out = options.out or folder / f"eval_{options.task}.json"
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder, expected a file to write")
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of evaluation
     with start(options.device) as world:
         model = load(
@@ -100,6 +104,7 @@ def _eval(options: argparse.Namespace) -> None:
             tokenizer=options.tokenizer,
             model=options.model,
             batch_size=options.batch_size,
+            exif=False,
         )
         metrics = task.run(model, options, world)
         if not metrics["images"]:
@@ -113,8 +118,8 @@ def _eval(options: argparse.Namespace) -> None:
             **{name: _plain(value) for name, value in given.items() if value is not None},
             "metrics": metrics,
         }
+        out.write_text(json.dumps(record, indent=1) + "\n")  # first: nobody may be there any more to print to
         print(table({options.checkpoint.name: metrics}, title=options.task))
-        out.write_text(json.dumps(record, indent=1) + "\n")
         print(f"wrote {out}")
 
 
@@ -140,10 +145,12 @@ def _shards(model: TrainedModel, options: argparse.Namespace, world: World) -> M
     else:
         info = _dataset_info(spec)
         classes, attributes = info.classes, info.attributes
+    most, regions = count_regions(spec, progress=world.is_main)
+    loader = _loader(model, spec, options, world, most)
     with model.computing():
-        return evaluate(
+        metrics = evaluate(
             model.model,
-            _loader(model, spec, options, world, most_regions(spec, progress=world.is_main)),
+            loader,
             tokenizer=model.tokenizer,
             classes=classes,
             attributes=attributes,
@@ -153,6 +160,13 @@ def _shards(model: TrainedModel, options: argparse.Namespace, world: World) -> M
             progress=world.is_main,
             group=world.group,
         )
+    counts = {
+        "images": metrics.pop("images"),
+        "skipped": float(summed(torch.tensor(loader.counts["samples_skipped"]), world.group)),
+        "regions": metrics["regions"],
+        "regions_skipped": regions - metrics.pop("regions"),
+    }
+    return counts | metrics
 
 
 def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: World, regions: int) -> Loader:
@@ -174,20 +188,25 @@ def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: 
     )
 
 
-def most_regions(spec: str, *, progress: bool = True) -> int:
-    """The most regions that an image of the shards has: evaluation leaves none out."""
-    from cllip_fast.shard_tools.samples import list_samples, read_record
+def count_regions(spec: str, *, progress: bool = True) -> tuple[int, int]:
+    """The most regions that an image of the shards has, as evaluation leaves none out, and how many there are in all.
 
-    most = 0
+    All are those that the records list, broken ones included.
+    """
+    from cllip_fast.shard_tools.samples import find_samples, read_record
+
+    most = total = 0
     shards = expand_shards(spec)
     for path in tqdm(shards, desc="look through", unit="shard", leave=False, disable=None if progress else True):
         reader = ShardReader([path])
-        for sample in list_samples(path)[0]:
+        for sample in find_samples(path)[0]:
             try:
-                most = max(most, len(read_record(reader, sample)[0].boxes))
+                record = read_record(reader, sample)[0]
             except RecordError:  # the loader counts it
                 continue
-    return most
+            most = max(most, len(record.boxes))
+            total += len(record.boxes) + len(record.problems)
+    return most, total
 
 
 def _classification(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:

@@ -139,8 +139,8 @@ def collect(
 def prompted(encode: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, prompts: Tensor, mask: Tensor) -> Tensor:
     """A model's answers to the prompts of images: `encode(tokens, prompts)` of those in the mask, tile by tile.
 
-    To the paper's Prompter each prompt is a sequence as long as the image, 5 MiB at ViT-B/16: all of a batch at once, for
-    each image as many as the fullest has, would take 20 GiB for 64 images of COCO, most of it for padding.
+    To the paper's Prompter each prompt is a sequence as long as the image, 5 MiB at ViT-B/16: all of a batch at once,
+    for each image as many as the fullest has, would take 20 GiB for 64 images of COCO, most of it for padding.
 
     Args:
         encode: the model's `encode_regions` or `ground`.

@@ -38,7 +38,7 @@ def segmentation(
     """Zero-shot segmentation of images.
 
     Args:
-        model: from `cllip_fast.load`.
+        model: from `cllip_fast.load`, with exif=False: masks are of the pixels as stored.
         pairs: each image with its mask, a grey or palette PNG of class numbers in the size of the image.
         names: C class names.
         classes: their features [C, E], from `class_features`.
@@ -89,10 +89,10 @@ def segment(model: TrainedModel, image: Path, classes: Tensor, size: tuple[int, 
     with Image.open(image) as opened:
         if opened.size != (width, height):
             raise InputError(f"{image} has {opened.width}×{opened.height} pixels, its mask {width}×{height}")
+    maps = model.similarity_map(image, classes)
     step = max(1, TILE // (height * width))
     for first in range(0, len(classes), step):
-        maps = model.similarity_map(image, classes[first : first + step], size=(width, height))
-        value, place = maps.max(0)
+        value, place = model.lay_over(maps[first : first + step], (width, height), (width, height)).max(0)
         better = value > best  # false for NaN
         best, number = torch.where(better, value, best), torch.where(better, place + first, number)
     return number

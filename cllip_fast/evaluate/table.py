@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from cllip_fast.errors import InputError
 
-COUNTS = ("images", "regions", "skipped")
+COUNTS = ("images", "skipped", "regions", "regions_skipped")
 _LABELS = {
     "images": "images",
+    "skipped": "– skipped",
     "regions": "regions",
-    "skipped": "skipped",
+    "regions_skipped": "– skipped",
     **{f"i2t_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
     **{f"t2i_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
     "recognition_top1": "region recognition, top-1",

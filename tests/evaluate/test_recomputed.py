@@ -55,6 +55,7 @@ def check(run: Path, data: Path) -> dict[str, tuple[float, float]]:
     expected = recompute(cllip_fast.load(run, device="cpu"), seen, read_dataset_info(data).classes)
     assert found.pop("images") == len(seen)
     assert found.pop("regions") == sum(len(one.phrases) for one in seen)
+    assert found.pop("skipped") == found.pop("regions_skipped") == 0
     assert set(found) == set(expected) == METRICS
     for name, (low, high) in expected.items():
         assert low - 1e-6 <= found[name] <= high + 1e-6, name

@@ -26,7 +26,7 @@ class Planted:
     device = torch.device("cpu")
 
     def __init__(self, texts: dict[str, Tensor] | None = None) -> None:
-        self.texts = texts or {}
+        self.texts, self.encoded = texts or {}, 0
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         return torch.nn.functional.normalize(pixels.flatten(1), dim=1)
@@ -40,12 +40,16 @@ class Planted:
         except OSError as error:
             raise InputError(f"{path} cannot be read") from error
 
-    def similarity_map(self, image: Path, classes: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """The class features times the pixel's colour; the first column is not looked at."""
+    def similarity_map(self, image: Path, classes: Tensor) -> Tensor:
+        """The class features times the pixel's colour."""
+        self.encoded += 1
         colours = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).float()
-        maps = torch.einsum("ce,hwe->chw", classes, colours)
-        maps[:, :, 0] = torch.nan
-        return maps
+        return torch.einsum("ce,hwe->chw", classes, colours)
+
+    def lay_over(self, maps: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """The first column is not looked at."""
+        assert image_size == size == maps.shape[:0:-1]
+        return maps.index_fill(2, torch.tensor([0]), torch.nan)
 
 
 def test_classes_are_the_mean_of_their_sentences() -> None:
@@ -134,6 +138,19 @@ def test_segmentation_of_a_worked_case(tmp_path: Path) -> None:
     assert metrics["images"] == 1
     ignored = segmentation(Planted(), pairs, ["red", "green", "blue", "none"], torch.eye(4, 3), ignore=255)
     assert ignored == metrics
+
+
+def test_classes_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many classes, an image is encoded once; the tile of the closest class does not matter."""
+    paint(tmp_path, "a", [[RED, RED, GREEN, BLUE]] * 2, [[0, 1, 2, 3]] * 2)
+    pairs, classes = list_pairs(tmp_path / "images", tmp_path / "masks"), torch.eye(4, 3).flip(0)
+    names = ["none", "blue", "green", "red"]
+    model = Planted()
+    expected = segmentation(model, pairs, names, classes)
+    for step in (1, 3):
+        monkeypatch.setattr("cllip_fast.evaluate.segmentation.TILE", step * 8)
+        assert segmentation(model, pairs, names, classes) == expected
+    assert model.encoded == 3
 
 
 def test_an_ignored_class_is_no_candidate(tmp_path: Path) -> None:
