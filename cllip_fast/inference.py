@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,8 +80,11 @@ def load(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, expected at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
+    for name, value in (("path", path), ("tokenizer", "" if tokenizer is None else tokenizer)):
+        if not isinstance(value, (str, Path)):
+            raise InputError(f"{name} is {value!r} of type {type(value).__name__}, expected a path")
     device = _check_device(device)
     if not _is_run(Path(path)):
         clip = load_clip(path, model, attention=attention)
@@ -457,17 +461,22 @@ def _as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
 
 
 def _check_texts(name: str, texts: str | Sequence[str]) -> list[str]:
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
-        raise InputError(f"{name} is {texts!r} of type {type(texts).__name__}, expected strings")
+    if isinstance(texts, (Tensor, bytes)) or not isinstance(texts, Iterable):
+        raise InputError(f"{name} is {_brief(texts)} of type {type(texts).__name__}, expected strings")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise InputError(f"{name} is empty, expected at least one text")
     for text in texts:
         if not isinstance(text, str):
-            raise InputError(f"{name} holds {text!r} of type {type(text).__name__}, expected strings")
+            raise InputError(f"{name} holds {_brief(text)} of type {type(text).__name__}, expected strings")
         if any("\ud800" <= character <= "\udfff" for character in text):  # what is no UTF-8 on a command line
             raise InputError(f"{name} holds {text!r}, expected what can be written as UTF-8")
     return texts
+
+
+def _brief(value: object) -> str:
+    """A value for a message of one line: of an array its shape."""
+    return f"{list(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else reprlib.repr(value)
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:

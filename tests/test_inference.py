@@ -253,10 +253,12 @@ BAD_USES: dict[str, tuple[Callable[[TrainedModel, Image.Image], object], str]] =
     "no texts": (lambda m, i: m.encode_text([]), "texts is empty"),
     "no string": (lambda m, i: m.ground(i, ["a", 3]), "holds 3 of type int"),
     "no text": (lambda m, i: m.encode_text(None), "texts is None of type NoneType"),
+    "features": (lambda m, i: m.ground(i, torch.ones(2, 16)), r"phrases is \[2, 16\] of type Tensor, expected strings"),
+    "rows": (lambda m, i: m.encode_text(np.ones((2, 16))), r"texts holds \[16\] of type ndarray, expected strings"),
     "nested": (lambda m, i: m.encode_text([["a"]]), "holds .* of type list"),
     "no UTF-8": (lambda m, i: m.encode_text(["\udcff"]), "expected what can be written as UTF-8"),
     "blank": (lambda m, i: m.ground(i, ["a", " \n"]), "phrase 1 is .*, expected words"),
-    "features": (
+    "map of features": (
         lambda m, i: m.similarity_map(i, torch.zeros(2, 7)),
         r"phrases has shape \[2, 7\], expected \[K, 16\]",
     ),
@@ -293,10 +295,13 @@ def test_bad_options_are_named(run: Path, tmp_path: Path) -> None:
         ({"dtype": torch.int8}, "dtype is torch.int8"),
         ({"attention": "none"}, "attention is 'none'"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "3"}, "batch_size is '3'"),
         ({"tokenizer": "nowhere.json"}, "nowhere.json does not exist"),
+        ({"tokenizer": 5}, "tokenizer is 5 of type int, expected a path"),
+        ({"path": None}, "path is None of type NoneType, expected a path"),
     ):
         with pytest.raises(InputError, match=message):
-            cllip_fast.load(run, **option)
+            cllip_fast.load(**{"path": run} | option)
 
 
 def test_importing_the_package_imports_no_torch() -> None:
