@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cllip_fast.data import Loader
 from cllip_fast.errors import InputError
-from cllip_fast.evaluate.ranks import share_of, summed
+from cllip_fast.evaluate.ranks import bar_is_off, share_of, summed
 
 if TYPE_CHECKING:
     from cllip_fast.inference import TrainedModel
@@ -66,7 +66,7 @@ def from_folders(
 ) -> Iterator[tuple[Tensor | None, Tensor]]:
     """This rank's share of image files, each with its class, as `classification` takes them."""
     own = share_of(files, group)
-    for start in tqdm(range(0, len(own), batch), desc="classify", unit="batch", leave=False, disable=None):
+    for start in tqdm(range(0, len(own), batch), desc="classify", unit="batch", leave=False, disable=bar_is_off(group)):
         pixels, labels = [], []
         for path, label in own[start : start + batch]:
             try:

@@ -224,12 +224,14 @@ def _classification(model: TrainedModel, options: argparse.Namespace, world: Wor
         spec = "::".join(options.data)
         names = _read_names(options.names) if options.names else _dataset_info(spec).classes
         images = from_shards(_loader(model, spec, options, world, 0), names)
-    return classification(model, images, class_features(model, names, templates), group=world.group)
+    classes = class_features(model, names, templates, progress=world.is_main)
+    return classification(model, images, classes, group=world.group)
 
 
 def _segmentation(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:
     names = _read_names(options.names)
-    classes = class_features(model, names, read_templates(options.templates or "photo"))
+    templates = read_templates(options.templates or "photo")
+    classes = class_features(model, names, templates, progress=world.is_main)
     pairs = list_pairs(options.images, options.masks)
     ignore = 255 if options.ignore is None else options.ignore
     return segmentation(model, pairs, names, classes, ignore=ignore, group=world.group)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cllip_fast.convert.files import read_json
 from cllip_fast.errors import InputError
-from cllip_fast.evaluate.ranks import share_of, summed
+from cllip_fast.evaluate.ranks import bar_is_off, share_of, summed
 
 if TYPE_CHECKING:
     from cllip_fast.inference import TrainedModel
@@ -46,7 +46,7 @@ def compositional(
     counts = torch.zeros(len(kinds), 3, dtype=torch.int64)  # pairs, right, skipped
     for number, (kind, pairs) in enumerate(kinds.items()):
         own = share_of(pairs, group)
-        for start in tqdm(range(0, len(own), batch), desc=kind, unit="batch", leave=False, disable=None):
+        for start in tqdm(range(0, len(own), batch), desc=kind, unit="batch", leave=False, disable=bar_is_off(group)):
             counts[number] += _judge(model, own[start : start + batch])
     counts = summed(counts, group)
     shares = {

@@ -21,6 +21,11 @@ def share_of(items: Sequence[T], group: dist.ProcessGroup | None) -> Sequence[T]
     return items if group is None else items[dist.get_rank(group) :: dist.get_world_size(group)]
 
 
+def bar_is_off(group: dist.ProcessGroup | None) -> bool | None:
+    """tqdm's `disable`: a bar is shown on a terminal, by the first rank alone."""
+    return None if group is None or dist.get_rank(group) == 0 else True
+
+
 def gather(value: T, group: dist.ProcessGroup | None) -> list[T]:
     """The value of each rank, in their order."""
     if group is None:

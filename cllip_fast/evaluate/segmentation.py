@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cllip_fast.errors import InputError
-from cllip_fast.evaluate.ranks import share_of, summed
+from cllip_fast.evaluate.ranks import bar_is_off, share_of, summed
 
 if TYPE_CHECKING:
     from cllip_fast.inference import TrainedModel
@@ -56,7 +56,9 @@ def segmentation(
     candidates = torch.tensor([number for number in range(len(names)) if number != ignore])
     counts = torch.zeros(len(names), 3, dtype=torch.int64)  # pixels of the class, predicted as it, both
     images = skipped = 0
-    for image, mask in tqdm(share_of(pairs, group), desc="segment", unit="image", leave=False, disable=None):
+    for image, mask in tqdm(
+        share_of(pairs, group), desc="segment", unit="image", leave=False, disable=bar_is_off(group)
+    ):
         truth = read_mask(mask, len(names), ignore)
         try:
             predicted = segment(model, image, classes[candidates.to(classes.device)], truth.shape).cpu()

@@ -61,7 +61,9 @@ def _openai() -> list[str]:
     return [template("{}") for template in module.OPENAI_IMAGENET_TEMPLATES]
 
 
-def class_features(model: TrainedModel, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def class_features(
+    model: TrainedModel, names: Sequence[str], templates: Sequence[str], *, progress: bool = True
+) -> Tensor:
     """Features [C, E] of classes: the mean over templates of the sentences' unit features, again of unit length.
 
     As CLIP's evaluation (Radford et al. 2021, section 3.1.4).
@@ -76,7 +78,8 @@ def class_features(model: TrainedModel, names: Sequence[str], templates: Sequenc
         raise InputError(f"names holds {twice!r} twice, expected distinct classes")
     step = max(1, CHUNK // len(templates))
     means = []
-    for start in tqdm(range(0, len(names), step), desc="encode classes", leave=False, disable=None):
+    starts = range(0, len(names), step)
+    for start in tqdm(starts, desc="encode classes", leave=False, disable=None if progress else True):
         own = names[start : start + step]
         features = model.encode_text([template.replace("{}", name) for name in own for template in templates])
         means.append(features.unflatten(0, (len(own), len(templates))).mean(1))
