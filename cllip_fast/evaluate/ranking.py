@@ -14,6 +14,7 @@ from cllip_fast.errors import InputError, check_tensor
 
 NEVER = torch.iinfo(torch.int64).max  # rank of a match that does not exist
 TILE_ELEMENTS = 1 << 22  # scores held at once: 16 MiB in fp32
+COLUMNS = 4096  # of a tile multiplied at once: a CPU's library copies what it multiplies, and for few rows no faster
 
 
 @torch.no_grad()
@@ -62,11 +63,16 @@ def match_ranks(
     query_index, gallery_index = query_index[order], gallery_index[order]
     pair_ends = matches.cumsum(0).tolist()
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-    rows = max(1, tile_elements // len(gallery))
+    rows = max(1, min(len(queries), tile_elements // len(gallery)))
+    tile = queries.new_empty(rows, len(gallery))
+    # Even parts: a last one of a single column would be rounded otherwise than the rest, and equal entries not tie.
+    parts = -(-len(gallery) // COLUMNS)
     first_pair = 0
     for start in range(0, len(queries), rows):
         stop = min(start + rows, len(queries))
-        scores = queries[start:stop] @ gallery.T
+        scores = tile[: stop - start]
+        for entries, columns in zip(gallery.tensor_split(parts), scores.tensor_split(parts, 1), strict=True):
+            torch.mm(queries[start:stop], entries.T, out=columns)
         pairs = slice(first_pair, pair_ends[stop - 1])
         place = query_index[pairs] - start, gallery_index[pairs]
         first_pair = pairs.stop
@@ -76,7 +82,6 @@ def match_ranks(
         scores[place] = -torch.inf  # no match stands before another
         before = scores.lt_(best[:, None]).logical_not_()
         ranks[start:stop] = (1 + (before.float() @ counts).long()).where(best.isfinite(), NEVER)
-        del scores, before  # or two tiles would be held while the next is computed
     return ranks
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cllip_fast.errors import InputError
-from cllip_fast.evaluate.ranking import NEVER, match_ranks, recall_at
+from cllip_fast.evaluate.ranking import COLUMNS, NEVER, match_ranks, recall_at
 from tests.peak import measurable, peak_bytes
 
 
@@ -35,6 +35,15 @@ def test_ranks_agree_with_sorting(queries: int, gallery: int) -> None:
 def test_ties_count_against_the_query() -> None:
     ranks = match_ranks(torch.ones(3, 2), torch.ones(4, 2), torch.arange(3), torch.arange(3))
     assert ranks.tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("entries", [COLUMNS, COLUMNS + 1, 2 * COLUMNS + 1])
+def test_equal_entries_tie_wherever_they_stand(entries: int) -> None:
+    """The gallery is multiplied in parts, and a library may round a narrow one otherwise."""
+    queries, entry = (torch.nn.functional.normalize(torch.randn(n, 127), dim=1) for n in (33, 1))
+    for match in (torch.randint(entries, (33,)), torch.full((33,), entries - 1)):
+        ranks = match_ranks(queries, entry.repeat(entries, 1), torch.arange(33), match)
+        assert ranks.tolist() == [entries] * 33
 
 
 def test_nan_is_never_found() -> None:
