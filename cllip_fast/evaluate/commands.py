@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -145,8 +145,8 @@ def _shards(model: TrainedModel, options: argparse.Namespace, world: World) -> M
     else:
         info = _dataset_info(spec)
         classes, attributes = info.classes, info.attributes
-    most, regions = count_regions(spec, progress=world.is_main)
-    loader = _loader(model, spec, options, world, most)
+    listed = look_through(spec, progress=world.is_main)
+    loader = _loader(model, spec, options, world, listed.most)
     with model.computing():
         metrics = evaluate(
             model.model,
@@ -164,9 +164,10 @@ def _shards(model: TrainedModel, options: argparse.Namespace, world: World) -> M
         "images": metrics.pop("images"),
         "skipped": float(summed(torch.tensor(loader.counts["samples_skipped"]), world.group)),
         "regions": metrics["regions"],
-        "regions_skipped": regions - metrics.pop("regions"),
+        "regions_skipped": listed.regions - metrics.pop("regions"),
     }
-    return counts | metrics
+    lost = {"shards_skipped": float(listed.unreadable)} if listed.unreadable else {}  # nobody knows how many images
+    return counts | lost | metrics
 
 
 def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: World, regions: int) -> Loader:
@@ -188,25 +189,32 @@ def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: 
     )
 
 
-def count_regions(spec: str, *, progress: bool = True) -> tuple[int, int]:
-    """The most regions that an image of the shards has, as evaluation leaves none out, and how many there are in all.
+class Listed(NamedTuple):
+    """What shards list: the most regions of an image, those of all, broken ones included, and shards without a list."""
 
-    All are those that the records list, broken ones included.
-    """
+    most: int
+    regions: int
+    unreadable: int
+
+
+def look_through(spec: str, *, progress: bool = True) -> Listed:
+    """Read the records of the shards: evaluation leaves no region out, and says how many it had to."""
     from cllip_fast.shard_tools.samples import find_samples, read_record
 
-    most = total = 0
+    most = regions = unreadable = 0
     shards = expand_shards(spec)
     for path in tqdm(shards, desc="look through", unit="shard", leave=False, disable=None if progress else True):
+        samples, faults = find_samples(path)
+        unreadable += not samples and len(faults) > 0
         reader = ShardReader([path])
-        for sample in find_samples(path)[0]:
+        for sample in samples:
             try:
                 record = read_record(reader, sample)[0]
             except RecordError:  # the loader counts it
                 continue
             most = max(most, len(record.boxes))
-            total += len(record.boxes) + len(record.problems)
-    return most, total
+            regions += len(record.boxes) + len(record.problems)
+    return Listed(most, regions, unreadable)
 
 
 def _classification(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from cllip_fast.errors import InputError
 
-COUNTS = ("images", "skipped", "regions", "regions_skipped")
+COUNTS = ("images", "skipped", "regions", "regions_skipped", "shards_skipped")
 _LABELS = {
     "images": "images",
     "skipped": "– skipped",
     "regions": "regions",
     "regions_skipped": "– skipped",
+    "shards_skipped": "shards that cannot be read",
     **{f"i2t_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
     **{f"t2i_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
     "recognition_top1": "region recognition, top-1",

@@ -65,12 +65,17 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     found = metrics_of(out)
     counts = ("images", "skipped", "regions", "regions_skipped")
     assert [found[name] for name in counts] == [4, 1, 4, 7]
+    assert "shards_skipped" not in found
     on_ranks(2, on_a_rank, folder, tmp_path, "some")
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(found, abs=1e-6)
     task = ("--task", "classification", "--data", tmp_path / "data" / "some")
     assert run("--checkpoint", folder, *task, "--out", out) == 0
     assert [metrics_of(out)[name] for name in counts[:2]] == [4, 1]
+
+    (tmp_path / "data" / "some" / "cut.tar").write_bytes(b"x" * 100)  # one shard among others
+    assert run("--checkpoint", folder, "--data", tmp_path / "data" / "some", "--batch-size", 1, "--out", out) == 0
+    assert metrics_of(out) == found | {"shards_skipped": 1}
 
 
 def test_a_broken_model_is_right_nowhere_and_its_json_is_valid(tmp_path: Path) -> None:
