@@ -21,11 +21,10 @@ from cllip_fast.data import (
     read_dataset_info,
 )
 from cllip_fast.errors import InputError, check_choice
+from cllip_fast.evaluate.listing import look_through
 from cllip_fast.models import PRESETS
 from cllip_fast.train.config import Config
 from cllip_fast.train.distributed import World
-
-EVALUATION_REGIONS = 16  # regions of an image that are evaluated, where training samples `max_regions`
 
 
 @dataclass
@@ -141,7 +140,9 @@ def create_inputs(config: Config, world: World) -> Inputs:
     # Evaluation keeps the plain loader: figures must not depend on who decoded for training.
     crop = "pad" if config.crop == "random" else config.crop
     splits = {
-        name: create_loader(spec, train=False, max_regions=EVALUATION_REGIONS, crop=crop, **common)
+        name: create_loader(
+            spec, train=False, max_regions=look_through(spec, progress=world.is_main).most, crop=crop, **common
+        )
         for name, spec in name_splits(config).items()
     }
     check_same_data(train, splits, world)

@@ -8,19 +8,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from cllip_fast.data import Loader, create_loader, expand_shards, read_dataset_info
 from cllip_fast.data.folders import DatasetInfo
-from cllip_fast.data.record import RecordError
-from cllip_fast.data.shards import ShardReader
 from cllip_fast.errors import InputError
 from cllip_fast.evaluate.classification import classification, from_folders, from_shards
 from cllip_fast.evaluate.compositional import compositional, read_pairs
 from cllip_fast.evaluate.evaluation import evaluate
+from cllip_fast.evaluate.listing import look_through
 from cllip_fast.evaluate.ranks import summed
 from cllip_fast.evaluate.segmentation import list_pairs, segmentation
 from cllip_fast.evaluate.table import table
@@ -187,34 +185,6 @@ def _loader(model: TrainedModel, spec: str, options: argparse.Namespace, world: 
         rank=world.rank,
         world_size=world.size,
     )
-
-
-class Listed(NamedTuple):
-    """What shards list: the most regions of an image, those of all, broken ones included, and shards without a list."""
-
-    most: int
-    regions: int
-    unreadable: int
-
-
-def look_through(spec: str, *, progress: bool = True) -> Listed:
-    """Read the records of the shards: evaluation leaves no region out, and says how many it had to."""
-    from cllip_fast.shard_tools.samples import find_samples, read_record
-
-    most = regions = unreadable = 0
-    shards = expand_shards(spec)
-    for path in tqdm(shards, desc="look through", unit="shard", leave=False, disable=None if progress else True):
-        samples, faults = find_samples(path)
-        unreadable += not samples and len(faults) > 0
-        reader = ShardReader([path])
-        for sample in samples:
-            try:
-                record = read_record(reader, sample)[0]
-            except RecordError:  # the loader counts it
-                continue
-            most = max(most, len(record.boxes))
-            regions += len(record.boxes) + len(record.problems)
-    return Listed(most, regions, unreadable)
 
 
 def _classification(model: TrainedModel, options: argparse.Namespace, world: World) -> Metrics:

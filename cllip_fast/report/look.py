@@ -11,6 +11,7 @@ from PIL import Image
 from cllip_fast.data import Batch, create_loader, expand_shards
 from cllip_fast.data.loader import CLIP_MEAN, CLIP_STD
 from cllip_fast.errors import InputError
+from cllip_fast.evaluate.listing import look_through
 from cllip_fast.inference import TrainedModel, load
 from cllip_fast.report.attention import Look, look_at_boxes, look_for_texts
 from cllip_fast.report.failures import (
@@ -24,7 +25,7 @@ from cllip_fast.report.failures import (
 from cllip_fast.report.run import Run
 from cllip_fast.report.sample import Sample, first_batches, take_sample
 from cllip_fast.show.sheet import Answer, ask, to_pictures
-from cllip_fast.train.inputs import EVALUATION_REGIONS, name_splits
+from cllip_fast.train.inputs import name_splits
 
 BATCH_SIZE = 16
 SHOWN = 6  # images of a split with boxes and maps
@@ -146,7 +147,7 @@ def _look_at_split(
         image_size=model.model.config.image_size,
         text_length=model.text_length,
         region_length=model.region_length,
-        max_regions=EVALUATION_REGIONS,
+        max_regions=look_through(spec).most,
         train=False,
         crop=model.crop,
     )

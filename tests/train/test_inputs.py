@@ -1,4 +1,4 @@
-"""Runs on either loader: the same batches, resume and faults; texts that a model cannot read are refused."""
+"""Runs on either loader: the same batches, resume, faults; each region is evaluated; unreadable texts are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from cllip_fast import extras
 from cllip_fast.data import Batch, make_scenes
 from cllip_fast.errors import InputError
 from cllip_fast.train import main as trainer
-from tests.train.test_run import losses, run
+from cllip_fast.train.config import parse
+from cllip_fast.train.distributed import World
+from cllip_fast.train.inputs import create_inputs
+from tests.data.painted import jpeg, record, write_shard
+from tests.train.test_run import arguments, losses, run
 
 with_dali = pytest.mark.skipif(extras.probe("dali") is None, reason="DALI is not installed")
 LEVEL = 1 / 255 / 0.27  # CLIP's standard deviation of the channels
@@ -121,3 +125,14 @@ def test_resuming_with_another_tokenizer_is_refused(scenes: Path, tmp_path: Path
     other.write_text(text + "\n")
     with pytest.raises(InputError, match=r"state has tokenizer json with .* ids, SHA-256 .*, but this loader has json"):
         run(scenes, tmp_path, tokenizer=other, resume="latest", steps=2, val_data="")
+
+
+def test_evaluation_leaves_no_region_out(scenes: Path, tmp_path: Path) -> None:
+    """However many an image has, where training samples a few: the figures are those of `cllip-fast eval`."""
+    regions = [{"box": [i, 0, i + 4, 9], "text": "a thing"} for i in range(40)]
+    write_shard(tmp_path / "full", [("crowd", jpeg(64, 64), record(64, 64, regions=regions))])
+    options = arguments(scenes, tmp_path, val_data=f"full={tmp_path / 'full'}", max_regions=2, batch_size=2)
+    inputs = create_inputs(parse(options), World(0, 1, torch.device("cpu"), None))
+    (batch,) = inputs.splits["full"]
+    assert batch.region_mask.sum() == 40
+    assert next(inputs.train.forever()).region_mask.shape == (2, 2)
