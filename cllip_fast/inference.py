@@ -11,6 +11,7 @@ import io
 import math
 import operator
 import reprlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,6 +86,8 @@ def load(
     for name, value in (("path", path), ("tokenizer", "" if tokenizer is None else tokenizer)):
         if not isinstance(value, (str, Path)):
             raise InputError(f"{name} is {value!r} of type {type(value).__name__}, expected a path")
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist, expected a run's folder, one of its checkpoints, or CLIP weights")
     device = _check_device(device)
     if not _is_run(Path(path)):
         clip = load_clip(path, model, attention=attention)
@@ -307,7 +310,7 @@ class TrainedModel:
         try:
             self._decoder.fill(data, size, window, self._normalise.padding, squares[0])
         except ImageError as error:
-            raise InputError(f"{_name(image)} cannot be used: {error}") from error
+            raise InputError(f"{_name(image)} cannot be used ({error.kind}): {error}") from error
         return _Seen(self._normalise(squares)[0], window, size)
 
     def _encode(self, images: Sequence[Picture]) -> Iterator[tuple[Tensor, list[_Seen]]]:
@@ -520,7 +523,10 @@ def read_picture(image: Picture, *, exif: bool = True) -> tuple[bytes, tuple[int
     try:
         if isinstance(image, (str, Path)):
             data = Path(image).read_bytes()
-            with Image.open(io.BytesIO(data)) as picture:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the decoder's limit is lower
+                picture = Image.open(io.BytesIO(data))
+            with picture:
                 if exif and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                     turned = ImageOps.exif_transpose(picture)
                     return _to_png(turned), turned.size

@@ -216,6 +216,20 @@ def test_reduced_precision_computes_under_autocast(run: Path, model: TrainedMode
     assert 0 < (features - model.encode_image(paths(run))).abs().max() < 0.05
 
 
+def test_a_huge_and_a_damaged_file_end_in_one_line(
+    model: TrainedModel, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    huge, cut = tmp_path / "huge.png", tmp_path / "cut.jpg"
+    Image.new("1", (9500, 9500)).save(huge)
+    picture(60, 50, seed=0).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-400])
+    with pytest.raises(InputError, match=r"huge\.png' cannot be used \(too many pixels\): 9500×9500, expected at most"):
+        model.encode_image(huge)
+    with pytest.raises(InputError, match=r"cut\.jpg' cannot be used \(broken image\): "):
+        model.encode_image(cut)
+    assert not recwarn, "of Pillow, beside the line"
+
+
 def test_a_run_is_its_newest_checkpoint(tmp_path: Path) -> None:
     run = save_run(tmp_path, steps=(9, 10))
     first, last = (run / "checkpoints" / f"step_{step:08d}.pt" for step in (9, 10))
@@ -288,7 +302,7 @@ def test_bad_input_is_named(model: TrainedModel, name: str) -> None:
 def test_bad_options_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the folder of a run or a checkpoint"):
         cllip_fast.load(tmp_path)
-    with pytest.raises(InputError, match=r"nowhere\.pt does not exist"):
+    with pytest.raises(InputError, match=r"nowhere\.pt does not exist, expected a run's folder"):
         cllip_fast.load(tmp_path / "nowhere.pt")
     for option, message in (
         ({"device": "abacus"}, "device is 'abacus'"),
