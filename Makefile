@@ -11,7 +11,7 @@ train: $(READY)            ## train a small model on generated scenes and show w
 	$(BIN)/torchrun --standalone train/main.py
 
 test: $(READY)             ## the tests; SLOW=1: also those that are marked slow
-	CLLIP_SLOW=$(SLOW) $(BIN)/python -m pytest tests -q -n 2 --dist loadfile
+	CLLIP_SLOW=$(SLOW) $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --max-worker-restart 1
 
 setup: $(READY)            ## only the environment
 
