@@ -39,13 +39,14 @@ def variant_curves(
     figure = _figure(width=5.2 * len(groups), height=3.1 * len(metrics))
     axes = figure.subplots(len(metrics), len(groups), sharex=True, sharey="row", squeeze=False)
     for column, (group, names) in enumerate(groups.items()):
+        lines = {}
         for row, (metric, title) in enumerate(metrics.items()):
             panel = axes[row, column]
             for place, name in enumerate(names):
                 if metric in curves.get(name, {}):
                     steps, values = curves[name][metric]
                     look = {"color": _COLOURS[place], "marker": _MARKERS[place], "markersize": 4, "linewidth": 1.6}
-                    panel.plot(steps, values, label=name, **look)
+                    lines[name] = panel.plot(steps, values, **look)[0]
             panel.set_title(f"{title}" + (f" — {group}" if row == 0 else ""), loc="left", fontsize=10)
             panel.grid(alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
@@ -53,8 +54,9 @@ def variant_curves(
                 panel.set_ylabel("%")
             if row == len(metrics) - 1:
                 panel.set_xlabel("step")
-            if panel.lines:
-                panel.legend(fontsize=8, frameon=False)
+        if lines:  # one legend a column, beneath it, where it hides no curve
+            beneath = {"loc": "upper left", "bbox_to_anchor": (0, -0.2)}
+            axes[-1, column].legend(lines.values(), lines.keys(), fontsize=9, frameon=False, **beneath)
     return _save(figure, path)
 
 
