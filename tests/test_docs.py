@@ -113,6 +113,18 @@ def test_the_tour(tmp_path: Path) -> None:
     assert (tmp_path / "found.png").stat().st_size > 1000
 
 
+def test_the_tour_shows_what_a_reader_would_get() -> None:
+    """Outputs of one run of all cells in their order, with pictures, without an error or a machine's paths."""
+    cells = [cell for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"] if "outputs" in cell]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "execute_result"}
+    assert sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs) == 3
+    text = "".join("".join(output.get("text", "")) for output in outputs)
+    assert "step 1000/1000 100%" in text
+    assert not re.search(r"(?<![\w.])/(root|tmp|home|work)/", text)
+
+
 def shell_commands(path: Path) -> list[list[str]]:
     """The commands of a document's shell blocks, as words; what is fed to one (<<) is left out."""
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)).replace("\\\n", " ")
