@@ -1,7 +1,7 @@
 """The study: every loss and every way to read a region beside the others, on the harder generated scenes.
 
     python train/study.py              # 17 variants, 3 seeds: hours on a CPU
-    python train/study.py --short      # 5 variants, one seed, few steps: minutes on two cores
+    python train/study.py --short      # 7 variants, one seed, few steps: minutes on two cores
     python train/study.py --steps 400 --batch-size 32 --seeds 0 1 --variants clip all region
 
 One run at a time, a seed of every variant before the next seed, the most telling variants first; what each says goes to
@@ -35,7 +35,7 @@ SHOWN = ("i2t_r1", "recognition_top1", "t2r_r10", "pointing")  # of a run that h
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="five variants, one seed, 200 steps of 32")
+    parser.add_argument("--short", action="store_true", help="seven variants, one seed, 200 steps of 32")
     parser.add_argument("--steps", type=int, help="steps of a run (default: 1200)")
     parser.add_argument("--batch-size", type=int, help="images of a step (default: 64)")
     parser.add_argument("--seeds", type=int, nargs="+", help="(default: 0 1 2)")

@@ -50,7 +50,7 @@ VARIANTS = {
         Variant("localization", "CLIP + region + grounding + localization", "clip,region,grounding,localization"),
     )
 }
-SHORT = ("clip", "all", "region", "patch_alone", "localization_alone")
+SHORT = ("clip", "all", "region", "roi_align", "grounding_alone", "patch_alone", "localization_alone")
 SINGLE = ("region", "grounding_alone", "patch_alone", "localization_alone")
 
 # What is changed, with it, without it.
