@@ -28,6 +28,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {  # options of other programs that the documents name
     *("--max-restarts", "--standalone"),  # torchrun
     "--signal",  # Slurm
+    "--benchmark-only",  # pytest-benchmark
     *("--local-loss", "--gather-with-grad"),  # OpenCLIP
     *("--amd", "--date", "--write"),  # tests.kernels.ahead_of_time
     *("--output_format", "--save_additional_columns", "--resize_mode"),  # img2dataset
