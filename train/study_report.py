@@ -266,7 +266,7 @@ def plateau(values: Values, curves: Curves) -> list[str]:
 
 
 def final_table(records: Records, split: str) -> list[str]:
-    """Every variant's mean ± sample standard deviation in the metrics of `TABLE`, and of how many seeds."""
+    """Every variant's mean ± sample standard deviation in the split's `columns_of`, and of how many seeds."""
     values, columns = values_of(records, split), columns_of(split)
     lines = [f"| {split} | seeds | {' | '.join(map(name_of, columns))} |", "|---|---:|" + "---:|" * len(columns)]
     for name, runs in records.items():

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cllip_fast.cli import main
+from tests.launched import launch, output_of
 from tests.saved_run import picture, save_run
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,10 @@ def test_the_commands_run_and_two_processes_are_one(folder: Path) -> None:
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(together)[1:], "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("wrote two.json") == 1
+    process = launch(torchrun, env=environment)
+    output = output_of(process)
+    assert process.returncode == 0, output[-3000:]
+    assert output.count("wrote two.json") == 1
     one, two = (json.loads(Path(name).read_text())["metrics"] for name in ("runs/coco/eval_shards.json", "two.json"))
     assert two == pytest.approx(one, abs=1e-6)
 
